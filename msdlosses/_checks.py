@@ -1,0 +1,89 @@
+"""What callers may hand in, and the one form in which they are told otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: object) -> str:
+    """A value as an error message shows it: a tensor by shape and dtype, the rest by type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def listing(names: Iterable[object]) -> str:
+    """Names as an error message lists them: `full`, `image`."""
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def check_pair(student: Tensor, teacher: Tensor) -> None:
+    """Two tensors of floating dtype, one shape (..., C), one device."""
+    for name, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"Expected `{name}` to be a floating-point tensor, got {describe(value)}."
+            )
+    if student.shape != teacher.shape or student.ndim == 0:
+        raise ValueError(
+            "Expected `student` and `teacher` of one shape (..., C), "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
+        )
+    if student.device != teacher.device:
+        raise ValueError(
+            "Expected `student` and `teacher` on one device, "
+            f"got {student.device} and {teacher.device}."
+        )
+
+
+def check_number(name: str, value: object, *, above: float = -math.inf) -> None:
+    """A finite number greater than `above`."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"Expected `{name}` to be a number, got {describe(value)}.")
+    if not math.isfinite(value) or value <= above:
+        bound = "" if above == -math.inf else f" above {above:g}"
+        raise ValueError(f"Expected `{name}` to be finite{bound}, got {value}.")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """One of a few words."""
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {listing(choices)}, got {value!r}.")
+
+
+def check_views(name: str, value: object) -> None:
+    """A mapping of at least one view to its logits."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"Expected `{name}` to be a mapping of views to logits, got {describe(value)}."
+        )
+    if not value:
+        raise ValueError(f"Expected `{name}` to hold at least one view, got none.")
+
+
+def check_mask(name: str, value: object, rows: Sequence[int]) -> None:
+    """A boolean tensor whose axes are the first ones, or all, of the rows that it masks."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise TypeError(f"Expected `{name}` to be a boolean tensor, got {describe(value)}.")
+    if value.ndim == 0 or tuple(value.shape) != tuple(rows[: value.ndim]):
+        raise ValueError(
+            f"Expected `{name}` of the shape {tuple(rows)}, or of its first axes, "
+            f"got {tuple(value.shape)}."
+        )
+
+
+def batches_of(loader: object) -> Iterable[Mapping[str, Any]]:
+    """The batch mappings of any iterable of batches or of `(batch, target)` pairs."""
+    items = [loader] if isinstance(loader, Mapping) else loader
+    if not isinstance(items, Iterable):
+        raise TypeError(f"Expected an iterable of batches, got {describe(loader)}.")
+    for item in items:
+        batch = item[0] if isinstance(item, tuple | list) and item else item
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"Expected each batch to be a mapping, got {describe(batch)}.")
+        yield batch

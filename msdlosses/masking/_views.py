@@ -1,0 +1,304 @@
+"""A model's logits for each view of a batch, and training with modalities missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msdlosses._checks import check_mask, describe, listing
+from msdlosses.functional import FULL
+from msdlosses.masking._batches import Batch, copy, drop, leaves, stack, where
+from msdlosses.masking._maskers import EntryMasker
+
+Masker = Callable[[Batch], Batch]
+
+
+class _Function(nn.Module):
+    """A masker that is a plain function."""
+
+    def __init__(self, function: Masker) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, batch: Batch) -> Batch:
+        return self.function(copy(batch))
+
+
+class ModalityViews(nn.Module):
+    """A model's logits for each view of a batch.
+
+    A batch is a mapping. Every tensor of one dimension or more in it, also in nested mappings
+    and lists, is batched along its first axis, unless `shared` or `ignore` names it; all other
+    values are handed on. A batch is never changed in place.
+
+    Args:
+        views: the views, in their order: ``full`` is the whole input, a modality's name that
+            modality alone, ``~image`` everything but the image. Default: ``full`` and each
+            modality.
+        views_per_forward: how many views are stacked along the batch axis in one forward; None
+            for all of them, 1 for separate forwards, which need less memory and which a model
+            with batch statistics may want.
+        ignore: entries that the model is not given, such as a sample's index.
+        shared: entries that are not batched and handed on as they are.
+        output: takes the logits out of what the model returns. By default a tensor, an object
+            with ``.logits`` and a mapping with ``"logits"`` are understood.
+        unpack: give the model the batch as keywords; False hands it the mapping whole.
+        maskers: modality -> masker, any callable ``batch -> batch``.
+
+    Shape:
+        Each view: (N, ...), as the model returns it.
+
+    Raises:
+        TypeError: a masker, model, batch or output of the wrong kind.
+        ValueError: fewer than two modalities, a name that clashes with an option, an unknown or
+            repeated view, entries of different length, logits that are not one per sample.
+        KeyError: a masker names an entry that the batch lacks.
+
+    Example:
+        >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0))
+        >>> views.names
+        ('full', 'image', 'text')
+        >>> batch = {"pixels": torch.ones(1, 1), "tokens": torch.ones(1, 1)}
+        >>> model = lambda pixels, tokens: torch.cat([pixels, tokens], 1)
+        >>> {view: logits.tolist() for view, logits in views(model, batch).items()}
+        {'full': [[1.0, 1.0]], 'image': [[1.0, 0.0]], 'text': [[0.0, 1.0]]}
+
+    Source: [paper] for one view per modality; that the student is masked as well: [ours].
+    """
+
+    def __init__(
+        self,
+        *,
+        views: Sequence[str] | None = None,
+        views_per_forward: int | None = None,
+        ignore: Sequence[str] = (),
+        shared: Sequence[str] = (),
+        output: Callable[[Any], Tensor] | None = None,
+        unpack: bool = True,
+        **maskers: Masker,
+    ) -> None:
+        super().__init__()
+        _check_options(
+            views=views,
+            views_per_forward=views_per_forward,
+            ignore=ignore,
+            shared=shared,
+            output=output,
+            unpack=unpack,
+        )
+        _check_maskers(maskers)
+        self.maskers = nn.ModuleDict(
+            {m: f if isinstance(f, nn.Module) else _Function(f) for m, f in maskers.items()}
+        )
+        self.names = (FULL, *maskers) if views is None else _check_names(views, maskers)
+        self.views_per_forward = views_per_forward
+        self.ignore = frozenset([ignore] if isinstance(ignore, str) else ignore)
+        self.shared = frozenset([shared] if isinstance(shared, str) else shared)
+        self.output = output
+        self.unpack = unpack
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The names of the modalities, in the order of their maskers."""
+        return tuple(self.maskers)
+
+    def shown(self, view: str) -> tuple[str, ...]:
+        """The modalities that a view shows."""
+        if view == FULL:
+            return self.modalities
+        if view.startswith("~"):
+            return tuple(m for m in self.modalities if m != view[1:])
+        return (view,)
+
+    def inputs(self, batch: Batch) -> dict[str, Batch]:
+        """What the model is given for each view."""
+        self.size(batch)
+        return {view: self._input(batch, view) for view in self.names}
+
+    def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+        """The model's logits for each view: view -> (N, ...)."""
+        if not callable(model):
+            raise TypeError(f"Expected `model` to be callable, got {describe(model)}.")
+        size, _ = self.size(batch)
+        step = self.views_per_forward or len(self.names)
+        logits: dict[str, Tensor] = {}
+        for start in range(0, len(self.names), step):
+            names = self.names[start : start + step]
+            stacked = stack([self._input(batch, view) for view in names], self.shared)
+            parts = self._logits(model, stacked, len(names), size)
+            logits |= zip(names, parts, strict=True)
+        return logits
+
+    def valid(self, present: Mapping[str, Tensor]) -> Tensor:
+        """Which views of which samples are valid: those whose every shown modality is present.
+
+        Args:
+            present: modality -> (N,) of bool, for every modality.
+
+        Shape:
+            Returns (N, K) of bool, the views on the last axis.
+
+        Raises:
+            KeyError: a modality is missing or unknown.
+            TypeError: a mask that is not boolean.
+            ValueError: masks of different shape.
+        """
+        if set(present) != set(self.modalities):
+            raise KeyError(
+                f"Expected `present` to name {listing(self.modalities)}, got {listing(present)}."
+            )
+        first = present[self.modalities[0]]
+        samples = first.shape[:1] if isinstance(first, Tensor) else ()
+        for modality, mask in present.items():
+            check_mask(f"present[{modality!r}]", mask, samples)
+        columns = [
+            torch.stack([present[modality] for modality in self.shown(view)]).all(0)
+            for view in self.names
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def size(self, batch: Batch) -> tuple[int, torch.device]:
+        """The number of samples in a batch, and the device that it is on."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"Expected `batch` to be a mapping, got {describe(batch)}.")
+        first: tuple[str, Tensor] | None = None
+        for name, entry in leaves(batch, skip=self.ignore | self.shared):
+            first = first or (name, entry)
+            if len(entry) != len(first[1]):
+                raise ValueError(
+                    "Expected batched entries of one length, got "
+                    f"{len(first[1])} for `{first[0]}` and {len(entry)} for `{name}`. "
+                    "Name an entry that is not batched in `shared` or `ignore`."
+                )
+        if first is None:
+            raise ValueError("Expected `batch` to hold a batched tensor, got none.")
+        return len(first[1]), first[1].device
+
+    def _input(self, batch: Batch, view: str) -> Batch:
+        shown = self.shown(view)
+        for modality, masker in self.maskers.items():
+            if modality not in shown:
+                batch = masker(batch)
+                if not isinstance(batch, Mapping):
+                    raise TypeError(
+                        f"Expected the masker of `{modality}` to return a mapping, "
+                        f"got {describe(batch)}."
+                    )
+        return drop(batch, self.ignore)
+
+    def _logits(
+        self, model: Callable[..., Any], batch: Batch, views: int, size: int
+    ) -> Sequence[Tensor]:
+        returned = model(**batch) if self.unpack else model(batch)
+        logits = returned if self.output is None else self.output(returned)
+        if self.output is None and not isinstance(logits, Tensor):
+            logits = getattr(returned, "logits", None)
+            if logits is None and isinstance(returned, Mapping):
+                logits = returned.get("logits")
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                "Expected the model to return a tensor, or logits by attribute or key, got "
+                f"{describe(returned)}. Say where they are with `output`."
+            )
+        if logits.ndim == 0 or len(logits) != views * size:
+            raise ValueError(
+                f"Expected the model to return one row for each of {views} x {size} stacked "
+                f"samples, got {tuple(logits.shape)}."
+            )
+        return logits.reshape(views, size, *logits.shape[1:]).unbind(0)
+
+    def extra_repr(self) -> str:
+        return f"names={self.names}, views_per_forward={self.views_per_forward}"
+
+
+class ModalityDropout(nn.Module):
+    """Takes modalities away at random, sample by sample, never all of them; for training.
+
+    A teacher needs it to have something to say of a single modality, and it is the baseline
+    that distillation by modality has to beat. In evaluation the batch is handed on unchanged.
+
+    Args:
+        views: whose maskers say what absent looks like.
+        p: the probability that a modality is taken away. A sample that would lose all keeps
+            one, drawn at random.
+
+    Shape:
+        A batch in, a batch of the same shapes out.
+
+    Raises:
+        TypeError: ``views`` is no `ModalityViews`.
+        ValueError: ``p`` outside [0, 1].
+
+    Example:
+        >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0))
+        >>> drop = ModalityDropout(views, p=0.5).eval()
+        >>> drop({"pixels": torch.ones(1, 1), "tokens": torch.ones(1, 1)})["pixels"].tolist()
+        [[1.0]]
+    """
+
+    def __init__(self, views: ModalityViews, p: float) -> None:
+        super().__init__()
+        if not isinstance(views, ModalityViews):
+            raise TypeError(f"Expected `views` to be a ModalityViews, got {describe(views)}.")
+        if not 0 <= p <= 1:
+            raise ValueError(f"Expected `p` in [0, 1], got {p}.")
+        self.views = views
+        self.p = p
+
+    def forward(self, batch: Batch) -> Batch:
+        if not self.training:
+            return batch
+        dropped = self._draw(*self.views.size(batch)).unbind(1)
+        for masker, absent in zip(self.views.maskers.values(), dropped, strict=True):
+            batch = where(absent, masker(batch), batch)
+        return batch
+
+    def _draw(self, size: int, device: torch.device) -> Tensor:
+        count = len(self.views.modalities)
+        drop = torch.rand(size, count, device=device) < self.p
+        last = torch.rand(size, count, device=device).argmax(1, keepdim=True)
+        spared = torch.zeros_like(drop).scatter(1, last, True)
+        return drop & ~(drop.all(1, keepdim=True) & spared)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def _check_options(**options: Any) -> None:
+    for name, value in options.items():
+        masker = isinstance(value, EntryMasker) or (callable(value) and name != "output")
+        if masker:
+            raise ValueError(
+                f"Expected modalities named otherwise than the options, got a masker for `{name}`."
+            )
+    count = options["views_per_forward"]
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ValueError(f"Expected `views_per_forward` to be a whole number above 0, got {count}.")
+
+
+def _check_maskers(maskers: Mapping[str, Masker]) -> None:
+    if len(maskers) < 2:
+        raise ValueError(f"Expected a masker for at least two modalities, got {listing(maskers)}.")
+    for modality, masker in maskers.items():
+        if modality == FULL or modality.startswith("~") or "." in modality:
+            raise ValueError(
+                f"Expected modality names other than `{FULL}`, without `~` and dots, "
+                f"got `{modality}`."
+            )
+        if not callable(masker):
+            raise TypeError(
+                f"Expected the masker of `{modality}` to be callable, got {describe(masker)}."
+            )
+
+
+def _check_names(views: Sequence[str], modalities: Iterable[str]) -> tuple[str, ...]:
+    known = (FULL, *modalities, *(f"~{modality}" for modality in modalities))
+    for view in views:
+        if view not in known:
+            raise ValueError(f"Expected `views` among {listing(known)}, got `{view}`.")
+    if not views or len(set(views)) != len(views):
+        raise ValueError(f"Expected `views` to name each view once, got {listing(views)}.")
+    return tuple(views)
