@@ -1,23 +1,73 @@
-"""Runs the examples in docstrings and in the README, with the public names at hand."""
+"""Runs the examples in docstrings and in Markdown, with what they take for granted at hand."""
 
 from __future__ import annotations
 
 from doctest import ELLIPSIS
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
+from torch import Tensor, nn
 
 import msdlosses
 
+PAD, C, N = 0, 5, 6
 
-def setup(namespace: dict[str, Any]) -> None:
+
+class TwoTowers(nn.Module):
+    """The smallest model of picture and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture = nn.Linear(4, 8)
+        self.words = nn.Embedding(10, 8, padding_idx=PAD)
+        self.head = nn.Linear(16, C)
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        return self.head(torch.cat([self.picture(pixels), self.words(tokens).mean(1)], -1).tanh())
+
+
+def docstring(namespace: dict[str, Any]) -> None:
+    """Docstrings: the public names, and torch."""
     torch.manual_seed(0)
     namespace.update({name: getattr(msdlosses, name) for name in msdlosses.__all__})
-    namespace.update(vars(msdlosses.functional), torch=torch, nn=torch.nn, SGD=torch.optim.SGD)
+    namespace.update(vars(msdlosses.functional), torch=torch, nn=nn, SGD=torch.optim.SGD)
 
 
-pytest_collect_file = Sybil(
-    parsers=[DocTestParser(optionflags=ELLIPSIS)], patterns=["*.py"], setup=setup
-).pytest()
+def page(namespace: dict[str, Any]) -> None:
+    """Pages: data, a teacher, a student and its optimiser, as a reader would have them."""
+    torch.manual_seed(0)
+    student = TwoTowers()
+    folder = TemporaryDirectory()
+    namespace.update(torch=torch, nn=nn, PAD=PAD, C=C, teacher=TwoTowers(), student=student)
+    namespace.update(
+        optimizer=torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
+        loader=[_batch() for _ in range(2)],
+        indexed_loader=[_batch(index=torch.arange(i * N, i * N + N)) for i in range(2)],
+        held_out_batches=cycle([_batch()]),
+        path=Path(folder.name) / "cache",
+        folder=folder,  # removed with the namespace
+    )
+
+
+def _batch(**more: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    entries = {"pixels": torch.randn(N, 4), "tokens": torch.randint(1, 10, (N, 7))}
+    return {**entries, **more}, torch.randint(C, (N,))
+
+
+def clean(namespace: dict[str, Any]) -> None:
+    """Leave nothing behind."""
+    namespace.pop("cache", None)
+    namespace.pop("folder").cleanup()
+
+
+docstrings = Sybil(
+    parsers=[DocTestParser(ELLIPSIS)], patterns=["msdlosses/**/*.py"], setup=docstring
+)
+pages = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"], setup=page, teardown=clean)
+pytest_collect_file = (docstrings + pages).pytest()

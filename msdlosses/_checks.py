@@ -22,13 +22,16 @@ def listing(names: Iterable[object]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def check_pair(student: Tensor, teacher: Tensor) -> None:
-    """Two tensors of floating dtype, one shape (..., C), one device."""
-    for name, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(
-                f"Expected `{name}` to be a floating-point tensor, got {describe(value)}."
-            )
+def check_floating(name: str, value: object) -> None:
+    """A tensor of floating dtype."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"Expected `{name}` to be a floating-point tensor, got {describe(value)}.")
+
+
+def check_pair(student: Tensor, teacher: Tensor, *, dim: int = -1) -> None:
+    """Two tensors of floating dtype, one shape (..., C), one device; `dim` is an axis of them."""
+    check_floating("student", student)
+    check_floating("teacher", teacher)
     if student.shape != teacher.shape or student.ndim == 0:
         raise ValueError(
             "Expected `student` and `teacher` of one shape (..., C), "
@@ -39,15 +42,34 @@ def check_pair(student: Tensor, teacher: Tensor) -> None:
             "Expected `student` and `teacher` on one device, "
             f"got {student.device} and {teacher.device}."
         )
+    if not isinstance(dim, int):
+        raise TypeError(f"Expected `dim` to be an integer, got {describe(dim)}.")
+    if not -student.ndim <= dim < student.ndim:
+        raise IndexError(f"Expected `dim` to be an axis of {tuple(student.shape)}, got {dim}.")
 
 
 def check_number(name: str, value: object, *, above: float = -math.inf) -> None:
     """A finite number greater than `above`."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    # A tuple: torch.compile of torch 2.6 can't read a union.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"Expected `{name}` to be a number, got {describe(value)}.")
     if not math.isfinite(value) or value <= above:
         bound = "" if above == -math.inf else f" above {above:g}"
         raise ValueError(f"Expected `{name}` to be finite{bound}, got {value}.")
+
+
+def check_size(name: str, value: object) -> None:
+    """An integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"Expected `{name}` to be an integer, got {describe(value)}.")
+    if value < 1:
+        raise ValueError(f"Expected `{name}` of at least 1, got {value}.")
+
+
+def check_callable(name: str, value: object) -> None:
+    """A function, or a module."""
+    if not callable(value):
+        raise TypeError(f"Expected `{name}` to be callable, got {describe(value)}.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -57,16 +79,24 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_views(name: str, value: object) -> None:
-    """A mapping of at least one view to its logits."""
+    """A mapping of at least one view to its logits, (N, ..., C)."""
     if not isinstance(value, Mapping):
         raise TypeError(
             f"Expected `{name}` to be a mapping of views to logits, got {describe(value)}."
         )
     if not value:
         raise ValueError(f"Expected `{name}` to hold at least one view, got none.")
+    for view, logits in value.items():
+        check_floating(f"{name}[{view!r}]", logits)
+        if logits.ndim < 2:
+            raise ValueError(
+                f"Expected `{name}[{view!r}]` of shape (N, ..., C), got {tuple(logits.shape)}."
+            )
 
 
-def check_mask(name: str, value: object, rows: Sequence[int]) -> None:
+def check_mask(
+    name: str, value: object, rows: Sequence[int], *, device: torch.device | None = None
+) -> None:
     """A boolean tensor whose axes are the first ones, or all, of the rows that it masks."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         raise TypeError(f"Expected `{name}` to be a boolean tensor, got {describe(value)}.")
@@ -75,6 +105,8 @@ def check_mask(name: str, value: object, rows: Sequence[int]) -> None:
             f"Expected `{name}` of the shape {tuple(rows)}, or of its first axes, "
             f"got {tuple(value.shape)}."
         )
+    if device not in (None, value.device):
+        raise ValueError(f"Expected `{name}` on {device}, got {value.device}.")
 
 
 def batches_of(loader: object) -> Iterable[Mapping[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msdlosses._checks import listing
+
 PREFIX = "fitted_"
 
 
@@ -21,8 +23,10 @@ class FittedBuffers(nn.Module):
     def get_fitted(self, name: str) -> Tensor:
         value = self._buffers.get(_attribute(name))
         if value is None:
+            known = [key.removeprefix(PREFIX) for key in self._buffers if key.startswith(PREFIX)]
             raise RuntimeError(
-                f"Expected {type(self).__name__} to be fitted for `{name}`: call `fit` first."
+                f"Expected {type(self).__name__} to be fitted for `{name}`, "
+                f"got {listing(known)}: call `fit` first, with all that it needs."
             )
         return value
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import batches_of, describe
+from msdlosses._checks import batches_of, describe, listing
 from msdlosses.masking import ModalityViews, Shuffle
 
 __all__ = ["TeacherCache"]
@@ -27,6 +27,7 @@ __all__ = ["TeacherCache"]
 FORMAT = "msdlosses teacher cache 1"
 MANIFEST = "manifest.json"
 WRITTEN = "written.bool"
+INDEX = "index"
 HEADER = 64  # bytes: the format and the cache's mark
 
 
@@ -69,7 +70,7 @@ class TeacherCache:
         loader: Any,
         path: str | os.PathLike[str],
         *,
-        index: str = "index",
+        index: str = INDEX,
         fingerprint: str | None = None,
     ) -> TeacherCache:
         """Run the teacher over the data, once, in evaluation mode, and keep its logits in fp16.
@@ -81,16 +82,20 @@ class TeacherCache:
                 ``tqdm(loader)`` shows progress.
             path: the folder; one that holds what an interrupted build left is built anew.
             index: the entry that gives each sample's row; the teacher is not given it. Without
-                it samples count in the order of the loader.
+                an entry ``"index"`` samples count in the order of the loader.
             fingerprint: says what the logits are of, for `open` to compare: the teacher's
                 version, the data's.
 
         Raises:
             FileExistsError: the folder holds a finished cache.
-            TypeError: a loader or an index of the wrong kind.
-            ValueError: logits that are NaN or that fp16 can't hold, an index that comes twice, a
-                masker that takes values from other samples, no data.
+            TypeError: views, a loader or an index of the wrong kind.
+            KeyError: a batch without the index that was named, or that earlier batches had.
+            IndexError: an index below 0.
+            ValueError: logits that are NaN or that fp16 can't hold, whose shape changes, an index
+                that comes twice, a masker that takes values from other samples, no data.
         """
+        if not isinstance(views, ModalityViews):
+            raise TypeError(f"Expected `views` to be a ModalityViews, got {describe(views)}.")
         folder = Path(path)
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"Expected no cache at {folder}, got a finished one: open it.")
@@ -104,7 +109,7 @@ class TeacherCache:
             for batch in batches_of(loader):
                 rest = {name: entry for name, entry in batch.items() if name != index}
                 size, _ = views.size(rest)
-                rows = batch.get(index, torch.arange(writer.seen, writer.seen + size))
+                rows = writer.rows_of(batch, index, size)
                 writer.write(_check_rows(rows, size), views(teacher, rest))
         writer.finish(fingerprint)
         return cls.open(folder)
@@ -123,16 +128,17 @@ class TeacherCache:
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
-        if fingerprint is not None and manifest["fingerprint"] != fingerprint:
+        found = manifest.get("fingerprint")
+        if fingerprint is not None and found != fingerprint:
             raise ValueError(
-                f"Expected a cache of fingerprint {fingerprint!r} at {folder}, "
-                f"got {manifest['fingerprint']!r}."
+                f"Expected a cache of fingerprint {fingerprint!r} at {folder}, got {found!r}."
             )
         try:
             return cls(folder, manifest)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"Expected a manifest of {FORMAT!r} at {folder}, got {error}."
+                f"Expected a whole manifest of {FORMAT!r} at {folder}, got one that lacks "
+                f"or garbles {error}."
             ) from None
 
     @property
@@ -181,10 +187,24 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.mark = uuid.uuid4().hex
+        self.indexed: bool | None = None
         self.seen = 0
         self.rows = 0
         self.written = np.zeros(0, dtype=bool)
         self.logits: dict[str, np.memmap[Any, Any]] = {}
+
+    def rows_of(self, batch: Mapping[str, Any], index: str, size: int) -> Any:
+        """The batch's index, or where its samples come in the order of the loader."""
+        indexed = index in batch
+        if not indexed and index != INDEX:  # a name that was asked for is no option
+            raise KeyError(f"Expected the batch to hold `{index}`, got {listing(batch)}.")
+        if self.indexed not in (None, indexed):
+            raise KeyError(
+                f"Expected `{index}` in all batches or in none, got it in some: samples would "
+                "be told apart in two ways."
+            )
+        self.indexed = indexed
+        return batch[index] if indexed else torch.arange(self.seen, self.seen + size)
 
     def write(self, rows: np.ndarray[Any, Any], logits: Mapping[str, Tensor]) -> None:
         self.seen += len(rows)
@@ -257,10 +277,11 @@ def _half(view: str, logits: Tensor) -> np.ndarray[Any, Any]:
     half = logits.half()
     if bool(logits.isnan().any()):
         raise ValueError(f"Expected teacher logits that are numbers, got NaN in `{view}`.")
-    if bool((half.isinf() & (logits != -torch.inf)).any()):
+    beyond = logits[half.isinf() & (logits != -torch.inf)]
+    if len(beyond):
         raise ValueError(
-            f"Expected teacher logits within 65504, the largest number of fp16, got "
-            f"{logits.abs().max().item():g} in `{view}`."
+            "Expected teacher logits within 65504, the largest number of fp16, got "
+            f"{beyond[0].item():g} in `{view}`."
         )
     array: np.ndarray[Any, Any] = half.cpu().numpy()
     return array

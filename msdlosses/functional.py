@@ -56,6 +56,7 @@ def kl_divergence(
     Raises:
         TypeError: logits that are no floating-point tensors, a temperature that is no number.
         ValueError: shapes or devices that differ, a temperature that is not above 0.
+        IndexError: ``dim`` is no axis of the logits.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
@@ -64,9 +65,9 @@ def kl_divergence(
 
     Source: [built on] Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
-    student, teacher = _scaled(student, teacher, temperature)
-    rows = _kl_elements(F.log_softmax(student, dim), F.log_softmax(teacher, dim)).sum(dim)
-    return rows * temperature**2
+    student, teacher = _scaled(student, teacher, temperature, dim)
+    elements = _kl_elements(F.log_softmax(student, dim), F.log_softmax(teacher, dim))
+    return _kl_rows(elements, temperature, dim)
 
 
 def multilabel_kl_divergence(
@@ -91,6 +92,7 @@ def multilabel_kl_divergence(
     Raises:
         TypeError: logits that are no floating-point tensors, a temperature that is no number.
         ValueError: shapes or devices that differ, a temperature that is not above 0.
+        IndexError: ``dim`` is no axis of the logits.
 
     Example:
         >>> kl = multilabel_kl_divergence(torch.zeros(2, 5), torch.zeros(2, 5))
@@ -99,10 +101,10 @@ def multilabel_kl_divergence(
 
     Source: [ours].
     """
-    student, teacher = _scaled(student, teacher, temperature)
+    student, teacher = _scaled(student, teacher, temperature, dim)
     present = _kl_elements(F.logsigmoid(student), F.logsigmoid(teacher))
     absent = _kl_elements(F.logsigmoid(-student), F.logsigmoid(-teacher))
-    return (present + absent).sum(dim) * temperature**2
+    return _kl_rows(present + absent, temperature, dim)
 
 
 def modality_saliency(
@@ -122,7 +124,8 @@ def modality_saliency(
         Each view: (N, ..., C). Returns modality -> (N, ...).
 
     Raises:
-        TypeError: ``teacher`` is no mapping.
+        TypeError: ``teacher`` is no mapping of views to logits.
+        ValueError: no views, logits that are not (N, ..., C).
         KeyError: a view that is needed is not there.
 
     Example:
@@ -177,8 +180,10 @@ def _modalities(views: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(view.removeprefix("~") for view in views if view != FULL))
 
 
-def _scaled(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    check_pair(student, teacher)
+def _scaled(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int
+) -> tuple[Tensor, Tensor]:
+    check_pair(student, teacher, dim=dim)
     check_number("temperature", temperature, above=0)
     # The cast comes first: autocast would leave log_softmax of bf16 logits in bf16.
     return _widen(student) / temperature, _widen(teacher.detach()) / temperature
@@ -189,19 +194,28 @@ def _widen(logits: Tensor) -> Tensor:
 
 
 def _kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Elements `q - p + p (log p - log q)`, each of them at least 0.
+    """Elements `q - p + p (log p - log q)`, each of them at least 0 but for rounding.
 
     `q - p` sums to nothing over a distribution, but makes equal rows exactly 0, with a gradient
-    of exactly 0, and keeps rounding from turning near-equal rows negative. The difference of
-    logarithms counts only where p does: there it may be -inf - -inf.
+    of exactly 0, and near-equal rows accurate. The difference of logarithms counts only where p
+    does: elsewhere it may be -inf - -inf.
     """
     p, q = log_p.exp(), log_q.exp()
     return q - p + p * (log_p - log_q).masked_fill(p == 0, 0.0)
 
 
+def _kl_rows(elements: Tensor, temperature: float, dim: int) -> Tensor:
+    """Their sum times tau squared; what rounding leaves below 0 becomes 0, its gradient stays."""
+    rows = elements.sum(dim) * temperature**2
+    return rows - rows.detach().clamp(max=0)
+
+
 def per_sample(rows: Tensor) -> Tensor:
     """One value per sample: the mean over further axes, (N, ...) -> (N,)."""
-    return rows if rows.ndim == 1 else rows.flatten(1).mean(1)
+    if rows.ndim == 1:
+        return rows
+    rows = rows.flatten(1)
+    return rows.sum(1) / max(rows.shape[1], 1)
 
 
 def column(values: Tensor, like: Any) -> Tensor:

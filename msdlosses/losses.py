@@ -19,7 +19,7 @@ from msdlosses._checks import (
     describe,
     listing,
 )
-from msdlosses.functional import column
+from msdlosses.functional import column, per_sample
 from msdlosses.weighting import Weighting
 
 __all__ = ["DistillationLoss", "KDLoss", "MSDLoss", "MSDParts", "MultiLabelKDLoss"]
@@ -43,7 +43,7 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     dim = -1
-    """The class axis: a mask of positions, (N, ...), has one axis less than the outputs."""
+    """The class axis, which a mask of positions, (N, ...), lacks."""
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__()
@@ -74,12 +74,13 @@ class DistillationLoss(nn.Module, ABC):
         valid: Tensor | None = None,
     ) -> Tensor:
         """`rows` in which invalid samples are 0, whatever their logits, and get no gradient."""
-        check_pair(student, teacher)
+        check_pair(student, teacher, dim=self.dim)
         if valid is None:
             return self.rows(student, teacher, target)
-        check_mask("valid", valid, student.select(self.dim, 0).shape)
+        positions = student.select(self.dim, 0)
+        check_mask("valid", valid, positions.shape, device=student.device)
         # Filled before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
-        mask = valid.unsqueeze(self.dim) if valid.ndim == student.ndim - 1 else valid
+        mask = column(valid, positions).unsqueeze(self.dim)
         student, teacher = _fill(student, mask), _fill(teacher, mask)
         return _fill(self.rows(student, teacher, target, valid=valid), valid)
 
@@ -201,11 +202,11 @@ class MSDParts:
     """What an `MSDLoss` is made of. All but `names` and `count` carry the graph."""
 
     loss: Tensor
-    """The loss, reduced: a scalar."""
+    """The reduced loss, a scalar."""
     terms: Tensor
-    """One value per sample and view: (N, K). Invalid entries are 0."""
+    """One value per sample and view, (N, K). Invalid entries are 0."""
     weights: Tensor
-    """What each term counts: (N, K). Invalid entries are 0."""
+    """What each term counts, (N, K). Invalid entries are 0."""
     names: tuple[str, ...]
     """The views, in the order of the last axis."""
     count: Tensor
@@ -230,7 +231,8 @@ class MSDLoss(nn.Module):
 
     Raises:
         TypeError: a criterion, weighting or argument of the wrong kind.
-        ValueError: shapes or devices that differ, a mask or weights that do not fit.
+        ValueError: shapes or devices that differ, a mask or weights that do not fit; a mapping of
+            no criteria.
         KeyError: the teacher, or a mapping of criteria, lacks a view of the student.
 
     Example:
@@ -252,6 +254,8 @@ class MSDLoss(nn.Module):
     ) -> None:
         super().__init__()
         criteria = dict(criterion) if isinstance(criterion, Mapping) else {"": criterion}
+        if not criteria:
+            raise ValueError("Expected `criterion` to name at least one view, got none.")
         for loss in criteria.values():
             if not isinstance(loss, DistillationLoss):
                 raise TypeError(
@@ -301,7 +305,8 @@ class MSDLoss(nn.Module):
             seen = seen.any(1)
         names = tuple(student)
         weights = self._weights(terms, teacher, target, names, seen)
-        count = terms.new_full((), len(terms)) if seen is None else seen.any(-1).sum()
+        every = terms.new_full((), len(terms), dtype=torch.long)
+        count = every if seen is None else seen.any(-1).sum()
         rows = (weights * terms).sum(-1)
         return MSDParts(self._reduce(rows, count), terms, weights, names, count)
 
@@ -349,11 +354,7 @@ class MSDLoss(nn.Module):
         else:
             detached = {view: logits.detach() for view, logits in teacher.items()}
             weights = self.weighting(terms, detached, target, names=names, valid=valid)
-            if weights.shape not in (terms.shape, terms.shape[1:]):
-                raise ValueError(
-                    f"Expected `weighting` to give weights of shape {tuple(terms.shape)} or "
-                    f"{tuple(terms.shape[1:])}, got {tuple(weights.shape)}."
-                )
+            _check_weights(weights, terms)
         weights = weights.expand_as(terms)
         return weights if valid is None else weights.masked_fill(~valid, 0.0)
 
@@ -380,6 +381,9 @@ def _check_terms(
     sizes = {view: len(logits) for view, logits in student.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Expected `student` views of one batch, got lengths {sizes}.")
+    devices = {logits.device for logits in student.values()}
+    if len(devices) > 1:
+        raise ValueError(f"Expected `student` views on one device, got {listing(devices)}.")
     if valid is None:
         return
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
@@ -388,6 +392,21 @@ def _check_terms(
         raise ValueError(
             f"Expected `valid` of shape (N, {len(student)}), one column for each of "
             f"{listing(student)}, got {tuple(valid.shape)}."
+        )
+
+
+def _check_weights(weights: object, terms: Tensor) -> None:
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"Expected `weighting` to give a tensor, got {describe(weights)}.")
+    if weights.shape not in (terms.shape, terms.shape[1:]):
+        raise ValueError(
+            f"Expected `weighting` to give weights of shape {tuple(terms.shape)} or "
+            f"{tuple(terms.shape[1:])}, got {tuple(weights.shape)}."
+        )
+    if weights.device != terms.device:
+        raise ValueError(
+            f"Expected `weighting` to give weights on {terms.device}, got {weights.device}: "
+            "move the loss to where the model is, with `.to`."
         )
 
 
@@ -403,9 +422,7 @@ def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:
 
 def _sample_mean(rows: Tensor, valid: Tensor | None) -> Tensor:
     """The mean over the positions of each sample that count: (N, ...) -> (N,)."""
-    if rows.ndim == 1:
-        return rows
-    if valid is None:
-        return rows.flatten(1).mean(1)
+    if valid is None or rows.ndim == 1:
+        return per_sample(rows)
     counts = column(valid, rows).expand_as(rows).flatten(1).sum(1)
     return rows.flatten(1).sum(1) / counts.clamp(min=1)

@@ -6,8 +6,8 @@ The only module that imports `higher`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class MetaLearner:
 
     The loop stays the user's: hand `step` the training loss and the loss on held-out data as
     functions of the model. They have to use the model that they are given, not the student.
+    Losses that were compiled run uncompiled while they are differentiated.
 
     Args:
         student: the model that is trained.
@@ -66,9 +67,10 @@ class MetaLearner:
     Raises:
         TypeError: an argument of the wrong kind; an optimiser other than SGD; a compiled or
             DistributedDataParallel student.
-        ValueError: an unknown engine or mode; an optimiser's option that the look-ahead would
-            not honour; a weighting without parameters; a student with hooks, or with a
-            `forward` set on the instance.
+        ValueError: an unknown engine or mode; an optimiser's option or hook that the look-ahead
+            would not honour, or parameters in it that are not the student's; a weighting without
+            parameters, or of which its optimiser has none; a student with hooks, on a module or
+            a parameter, or with a `forward` set on the instance.
 
     Example:
         >>> student = nn.Linear(2, 1)
@@ -116,6 +118,10 @@ class MetaLearner:
         self.mode = mode
         if not self._parameters():
             raise ValueError("Expected `weighting` to have parameters to learn, got none.")
+        if not _parameters_of(weighting_optimizer) & {id(p) for p in self._parameters()}:
+            raise ValueError(
+                "Expected `weighting_optimizer` to hold parameters of `weighting`, got others."
+            )
 
     def step(self, inner: Objective, outer: Objective) -> MetaStep:
         """Update the weighting and the student, once each.
@@ -126,7 +132,8 @@ class MetaLearner:
 
         Raises:
             TypeError: a loss that is no scalar tensor.
-            ValueError: losses through which the weighting can't be reached.
+            ValueError: losses through which the weighting can't be reached, or that use the
+                student and not the model that they are given.
         """
         gradient, held_out = self._look_ahead(inner, outer)
         if self.mode == "online":
@@ -147,17 +154,21 @@ class MetaLearner:
 
     def _look_ahead(self, inner: Objective, outer: Objective) -> tuple[tuple[Tensor, ...], Tensor]:
         _check_student(self.student)  # hooks may have come since
+        _check_optimizer(self.optimizer, self.student)
         with (
             torch.enable_grad(),
-            _leaving_no_trace(self.student),
+            _leaving_no_trace(self.student, self.weighting),
             _twice_differentiable(self.student),
         ):
             model = higher.monkeypatch(self.student, track_higher_grads=True)
             optimizer = higher.optim.get_diff_optim(
                 self.optimizer, self.student.parameters(), fmodel=model, track_higher_grads=True
             )
-            optimizer.step(_scalar("inner", inner(model)))
+            loss = _scalar("inner", inner(model))
+            _check_path("inner", loss, self.student)
+            optimizer.step(loss)
             held_out = _scalar("outer", outer(model))
+            _check_path("outer", held_out, self.student)
             return _reach(held_out, self._parameters()), held_out.detach()
 
     def _parameters(self) -> tuple[nn.Parameter, ...]:
@@ -165,71 +176,103 @@ class MetaLearner:
 
     def _student_step(self, inner: Objective) -> Tensor:
         """A plain step, whose gradient does not end up in the weighting's parameters."""
-        loss = _scalar("inner", inner(self.student))
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
         self.optimizer.zero_grad()
+        held = _parameters_of(self.optimizer)
+        parameters = [p for p in self.student.parameters() if p.requires_grad and id(p) in held]
+        with torch.enable_grad():
+            loss = _scalar("inner", inner(self.student))
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        _take_step(self.optimizer, parameters, gradients)
         return loss.detach()
 
-    def _weighting_step(self, gradient: tuple[Tensor, ...]) -> None:
-        for parameter, value in zip(self._parameters(), gradient, strict=True):
-            parameter.grad = value
-        self.weighting_optimizer.step()
+    def _weighting_step(self, gradients: tuple[Tensor, ...]) -> None:
         self.weighting_optimizer.zero_grad()
+        _take_step(self.weighting_optimizer, self._parameters(), gradients)
+
+
+def _take_step(
+    optimizer: Optimizer,
+    parameters: Iterable[nn.Parameter],
+    gradients: Iterable[Tensor | None],
+) -> None:
+    parameters = tuple(parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    torch.clear_autocast_cache()  # a region around the step would go on with the old parameters
+
+
+def _parameters_of(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _reach(loss: Tensor, parameters: tuple[nn.Parameter, ...]) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor | None, ...] = (None,)
-    if loss.requires_grad:
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     if all(gradient is None for gradient in gradients):
-        raise ValueError(
-            "Expected `outer` to reach the weighting through the step on `inner`, got no path: "
-            "let both call the model that they are given, and `inner` the weighting undetached."
-        )
+        raise _no_path()
     return tuple(
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
     )
 
 
+def _no_path() -> ValueError:
+    return ValueError(
+        "Expected `outer` to reach the weighting through the step on `inner`, got no path: "
+        "let both call the model that they are given, and `inner` the weighting undetached."
+    )
+
+
+def _check_path(name: str, loss: Tensor, student: nn.Module) -> None:
+    """The loss has a graph, and the student's own parameters are not in it."""
+    if loss.grad_fn is None:
+        raise _no_path()
+    own = {id(p) for p in student.parameters()}
+    seen, nodes = {loss.grad_fn}, [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if id(getattr(node, "variable", None)) in own:  # a leaf of the graph
+            raise ValueError(
+                f"Expected `{name}` to use the model that it is given, got a loss that depends "
+                "on the student's own parameters: by calling the student, or by parameters that "
+                "the student keeps aside."
+            )
+        further = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= further
+        nodes.extend(further)
+
+
 @contextmanager
-def _leaving_no_trace(student: nn.Module) -> Iterator[None]:
-    """Put the random state back, so that the real step draws the dropout of the look-ahead."""
+def _leaving_no_trace(student: nn.Module, weighting: nn.Module) -> Iterator[None]:
+    """Put back the random state, so that the real step draws the same dropout.
+
+    The weighting's buffers are put back too. `higher` copies the student's.
+    """
     devices = {p.device for p in student.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[device.index for device in devices]):
-        yield
+    buffers = [(module, dict(module._buffers)) for module in weighting.modules()]
+    for module, own in buffers:
+        module._buffers.update({k: b if b is None else b.clone() for k, b in own.items()})
+    try:
+        with torch.random.fork_rng(devices=[device.index for device in devices]):
+            yield
+    finally:
+        for module, own in buffers:
+            module._buffers.update(own)
 
 
 @contextmanager
 def _twice_differentiable(student: nn.Module) -> Iterator[None]:
-    """Keep away from kernels without a second derivative: fused attention, oneDNN's LSTM."""
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if any(isinstance(module, nn.RNNBase) for module in student.modules()):
-            stack.enter_context(_without_onednn())
-        yield
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    flags = torch.backends.mkldnn.flags(enabled=False)
-    with _quiet():  # torch warns of TF32, which is not touched
-        flags.__enter__()
-    try:
-        yield
-    finally:
-        with _quiet():
-            flags.__exit__(None, None, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep away from what has no second derivative: fused attention, cuDNN's RNNs, compilation."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in student.modules())
+    cudnn: Any = torch.backends.cudnn
+    enabled = cudnn.enabled
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        try:
+            cudnn.enabled = enabled and not recurrent
+            yield
+        finally:
+            cudnn.enabled = enabled
 
 
 def _scalar(name: str, loss: Any) -> Tensor:
@@ -241,31 +284,40 @@ def _scalar(name: str, loss: Any) -> Tensor:
 def _check_student(student: nn.Module) -> None:
     if not isinstance(student, nn.Module):
         raise TypeError(f"Expected `student` to be a module, got {describe(student)}.")
-    wrapped = hasattr(student, "_orig_mod") or isinstance(
-        student, nn.parallel.DistributedDataParallel
-    )
-    if wrapped:
-        raise TypeError(
-            "Expected `student` to be the bare module, which `higher` can copy, "
-            f"got {describe(student)}."
-        )
     for name, module in student.named_modules():
-        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
+        if wrapped or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise TypeError(
+                "Expected `student` to be the bare module, neither compiled nor wrapped, which "
+                f"`higher` can copy, got {describe(module)} at `{name or 'the student'}`."
+            )
+        hooks = (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        )
         if hooks or "forward" in vars(module):
             raise ValueError(
                 "Expected a student without hooks and without a `forward` set on an instance, "
                 f"which `higher` would leave out, got such on `{name or 'the student'}`."
+            )
+    for name, parameter in student.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                "Expected a student without hooks, which `higher` would leave out, got such on "
+                f"the parameter `{name}`."
             )
 
 
 def _check_optimizer(optimizer: Optimizer, student: nn.Module) -> None:
     if type(optimizer) is not SGD:
         raise TypeError(f"Expected `optimizer` to be a torch.optim.SGD, got {describe(optimizer)}.")
-    own = {id(p) for p in student.parameters()}
-    for group in optimizer.param_groups:
-        if group["maximize"]:
-            raise ValueError("Expected an `optimizer` that minimises, got maximize=True.")
-        if any(id(p) not in own for p in group["params"]):
-            raise ValueError(
-                "Expected `optimizer` to hold parameters of `student` alone, got others."
-            )
+    if any(group["maximize"] for group in optimizer.param_groups):
+        raise ValueError("Expected an `optimizer` that minimises, got maximize=True.")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise ValueError(
+            "Expected an `optimizer` without hooks, which the look-ahead would leave out, got such."
+        )
+    if not _parameters_of(optimizer) <= {id(p) for p in student.parameters()}:
+        raise ValueError("Expected `optimizer` to hold parameters of `student` alone, got others.")

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msdlosses._checks import check_number, check_views, describe, listing
+from msdlosses._checks import (
+    check_callable,
+    check_number,
+    check_size,
+    check_views,
+    describe,
+    listing,
+)
 from msdlosses._fitted import FittedBuffers
 from msdlosses.functional import (
     FULL,
@@ -143,7 +150,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
             ``(student, teacher) -> rows``. Take `MultiLabelKDLoss` for multi-label targets.
 
     Raises:
-        TypeError: ``alpha`` is no number.
+        TypeError: ``alpha`` is no number, ``divergence`` not callable.
         ValueError: ``alpha`` is not above 0.
         KeyError: when called, the teacher lacks a view; with three modalities or more it needs
             ``~image`` and its like.
@@ -168,6 +175,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
     ) -> None:
         super().__init__()
         check_number("alpha", alpha, above=0)
+        _check_divergence(divergence)
         self.alpha = alpha
         self.population = population
         self.divergence = divergence
@@ -179,9 +187,18 @@ class SaliencyWeighting(Weighting, FittedBuffers):
 
         Args:
             teacher: the teacher's logits by view, of all samples or batch by batch.
+
+        Raises:
+            TypeError: no mapping of views to logits, and no batches of such.
+            ValueError: no samples.
+            KeyError: no view ``full``.
         """
         totals: dict[str, Tensor] = {}
         count = 0
+        if not isinstance(teacher, Iterable):
+            raise TypeError(
+                f"Expected `teacher` to be a mapping, or several, got {describe(teacher)}."
+            )
         for views in [teacher] if isinstance(teacher, Mapping) else teacher:
             check_views("teacher", views)
             for view in known_saliencies(views):
@@ -202,7 +219,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         valid: Tensor | None = None,
     ) -> Tensor:
         if self.population:
-            return torch.stack([self.get_fitted(view) for view in names]).to(terms.dtype)
+            return torch.stack([self.get_fitted(view) for view in names]).to(terms)
         columns = [self._weight(teacher, view) for view in names]
         weights = torch.stack(columns, dim=-1).to(terms.dtype)
         if valid is None:
@@ -211,7 +228,8 @@ class SaliencyWeighting(Weighting, FittedBuffers):
 
     def _weight(self, teacher: Mapping[str, Tensor], view: str) -> Tensor:
         if view == FULL:
-            return torch.ones_like(per_sample(teacher[view].detach()))
+            logits = _view(teacher, view)
+            return logits.new_ones(len(logits))
         saliency = view_saliency(teacher, view, divergence=self.divergence)
         return torch.tanh(self.alpha * per_sample(saliency)).detach()
 
@@ -236,9 +254,10 @@ class TeacherLossWeighting(Weighting):
             multi-label targets take ``binary_cross_entropy_with_logits`` summed over classes.
 
     Raises:
-        TypeError: ``alpha`` is no number.
-        ValueError: ``alpha`` is not above 0; when called, no ``target``, or a task loss that
-            does not give one value per sample.
+        TypeError: ``alpha`` is no number, ``task_loss`` not callable; when called, targets that
+            are no class indices, without a task loss of their own.
+        ValueError: ``alpha`` is not above 0; when called, no ``target`` or one that does not
+            fit, or a task loss that does not give one value per sample.
         KeyError: when called, the teacher lacks a view.
 
     Example:
@@ -255,7 +274,7 @@ class TeacherLossWeighting(Weighting):
         super().__init__()
         check_number("alpha", alpha, above=0)
         self.alpha = alpha
-        self.task_loss = task_loss or cross_entropy
+        self.task_loss = _checked(task_loss)
 
     def forward(
         self,
@@ -297,6 +316,8 @@ class WeightNet(Weighting):
         Returns (N, K), in [0, 1], or around 1 when normalised.
 
     Raises:
+        TypeError: names that are one string, sizes that are no integers, ``divergence`` or
+            ``task_loss`` not callable.
         ValueError: no names, sizes that are not above 0; when called, other names or another
             number of classes.
         KeyError: when called, the teacher lacks a view, or ``full``.
@@ -323,18 +344,18 @@ class WeightNet(Weighting):
         task_loss: TaskLoss | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(names, str):
+            raise TypeError(f"Expected `names` to be a sequence of views, got {describe(names)}.")
+        if not names:
+            raise ValueError("Expected `names` to hold at least one view, got none.")
+        check_size("num_classes", num_classes)
+        check_size("hidden", hidden)
+        _check_divergence(divergence)
         self.names = tuple(names)
-        for name, size in (
-            ("names", len(self.names)),
-            ("num_classes", num_classes),
-            ("hidden", hidden),
-        ):
-            if size < 1:
-                raise ValueError(f"Expected `{name}` of at least 1, got {size}.")
         self.num_classes = num_classes
         self.normalize = normalize
         self.divergence = divergence
-        self.task_loss = task_loss or cross_entropy
+        self.task_loss = _checked(task_loss)
         self.network = nn.Sequential(
             nn.Linear(4 * len(self.names), hidden), nn.ReLU(), nn.Linear(hidden, len(self.names))
         )
@@ -349,7 +370,7 @@ class WeightNet(Weighting):
         valid: Tensor | None = None,
     ) -> Tensor:
         if tuple(names) != self.names:
-            raise ValueError(f"Expected the views {listing(self.names)}, got {listing(names)}.")
+            raise ValueError(f"Expected `names` to be {listing(self.names)}, got {listing(names)}.")
         cues = self.cues(terms, teacher, target)
         if valid is not None:  # a lacking modality may be NaN: keep it from the network's gradient
             cues = cues.masked_fill(~self._known(valid), 0.0)
@@ -366,7 +387,8 @@ class WeightNet(Weighting):
             logits = _view(teacher, view)
             if logits.shape[-1] != self.num_classes:
                 raise ValueError(
-                    f"Expected logits of {self.num_classes} classes, got {logits.shape[-1]}."
+                    f"Expected `teacher[{view!r}]` of {self.num_classes} classes, "
+                    f"got {logits.shape[-1]}."
                 )
             loss = (
                 torch.zeros_like(term)
@@ -391,6 +413,15 @@ class WeightNet(Weighting):
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross entropy per position, the classes on the last axis."""
+    if not isinstance(target, Tensor) or target.dtype not in (torch.long, torch.uint8):
+        raise TypeError(
+            f"Expected `target` to be a tensor of class indices, got {describe(target)}. "
+            "Set `task_loss` for other targets."
+        )
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"Expected `target` of shape {tuple(logits.shape[:-1])}, got {tuple(target.shape)}."
+        )
     rows = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     return rows.reshape(logits.shape[:-1])
 
@@ -416,6 +447,20 @@ def _view(teacher: Mapping[str, Tensor], view: str) -> Tensor:
 
 
 def _mean(weights: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of the weights that count, never so small that dividing by it gives NaN."""
     if valid is None:
-        return weights.sum() / max(weights.numel(), 1)
-    return weights.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+        mean = weights.sum() / max(weights.numel(), 1)
+    else:
+        mean = weights.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+    return mean.clamp(min=1e-12)
+
+
+def _check_divergence(divergence: object) -> None:
+    check_callable("divergence", getattr(divergence, "rows", divergence))
+
+
+def _checked(task_loss: TaskLoss | None) -> TaskLoss:
+    if task_loss is None:
+        return cross_entropy
+    check_callable("task_loss", task_loss)
+    return task_loss

@@ -16,25 +16,21 @@ from msdlosses.functional import column
 
 Batch = Mapping[str, Any]
 
+ONE_BY_ONE = "Set views_per_forward=1 to run the views one by one."
+
 
 def lookup(batch: Batch, name: str) -> Any:
     """The entry of that name."""
-    head, _, rest = name.partition(".")
-    if name in batch:
-        return batch[name]
-    if rest and head in batch and isinstance(batch[head], Mapping):
-        return lookup(batch[head], rest)
-    raise KeyError(
-        f"Expected the batch to hold `{name}`, which a masker names, got {listing(batch)}."
-    )
+    found: Any = batch
+    for key in _path(batch, name):
+        found = found[key]
+    return found
 
 
 def replace(batch: Batch, name: str, value: Tensor) -> Batch:
     """A batch with one entry exchanged; the one handed in stays as it is."""
-    if name in batch:
-        return {**batch, name: value}
-    head, _, rest = name.partition(".")
-    return {**batch, head: replace(batch[head], rest, value)}
+    replaced: Batch = _exchange(batch, _path(batch, name), value)
+    return replaced
 
 
 def leaves(tree: Any, name: str = "", skip: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
@@ -56,9 +52,14 @@ def drop(batch: Batch, names: Collection[str], prefix: str = "") -> Batch:
     }
 
 
-def copy(batch: Batch) -> Batch:
-    """The same tensors in new containers."""
-    copied: Batch = _map(lambda _, values: values[0], [batch])
+def copy(batch: Batch, shared: Collection[str]) -> Batch:
+    """The same values in containers and batched tensors of its own."""
+
+    def clone(name: str, values: Sequence[Any]) -> Any:
+        batched = isinstance(values[0], Tensor) and values[0].ndim and name not in shared
+        return values[0].clone() if batched else values[0]
+
+    copied: Batch = _map(clone, [batch], skip=shared)
     return copied
 
 
@@ -72,11 +73,13 @@ def stack(batches: Sequence[Batch], shared: Collection[str]) -> Batch:
         if not all(_same(first, value) for value in values):
             raise ValueError(
                 f"Expected `{name}`, which is not batched, to be alike in all views, got "
-                "different values. Set views_per_forward=1 to run the views one by one."
+                f"different values. {ONE_BY_ONE}"
             )
         return first
 
-    stacked: Batch = _map(join, batches, skip=shared) if len(batches) > 1 else batches[0]
+    if len(batches) == 1:
+        return batches[0]
+    stacked: Batch = _map(join, batches, skip=shared, advice=ONE_BY_ONE)
     return stacked
 
 
@@ -84,12 +87,12 @@ def where(chosen: Tensor, one: Batch, other: Batch) -> Batch:
     """One batch for the chosen samples, the other for the rest."""
 
     def choose(_: str, values: Sequence[Any]) -> Any:
-        left, right = values
+        right, left = values
         if left is right or not isinstance(left, Tensor) or not left.ndim:
             return left
         return torch.where(column(chosen, left), left, right)
 
-    mixed: Batch = _map(choose, [one, other])
+    mixed: Batch = _map(choose, [other, one])
     return mixed
 
 
@@ -98,6 +101,7 @@ def _map(
     trees: Sequence[Any],
     name: str = "",
     skip: Collection[str] = (),
+    advice: str = "Maskers have to hand on all entries.",
 ) -> Any:
     """`function(name, values)` for the leaves of nested batches of one structure."""
     first = trees[0]
@@ -109,10 +113,40 @@ def _map(
         if set(found) != set(keys):
             raise ValueError(
                 f"Expected all views to hold the entries {listing(keys)}, got {listing(found)}. "
-                "Set views_per_forward=1 to run the views one by one."
+                f"{advice}"
             )
-    mapped = {k: _map(function, [t[k] for t in trees], _join(name, k), skip) for k in keys}
-    return mapped if isinstance(first, Mapping) else list(mapped.values())
+    mapped = {k: _map(function, [t[k] for t in trees], _join(name, k), skip, advice) for k in keys}
+    return mapped if isinstance(first, Mapping) else _like(first, mapped.values())
+
+
+def _path(tree: Any, name: str, prefix: str = "") -> tuple[Any, ...]:
+    """The keys that lead to an entry."""
+    keys = {str(key): key for key, _ in _items(tree)}
+    if name in keys:
+        return (keys[name],)
+    head, _, rest = name.partition(".")
+    if rest and head in keys:
+        return (keys[head], *_path(tree[keys[head]], rest, _join(prefix, head)))
+    raise KeyError(
+        f"Expected the batch to hold `{_join(prefix, name)}`, which a masker names, "
+        f"got {listing(_join(prefix, key) for key in keys)}."
+    )
+
+
+def _exchange(tree: Any, path: Sequence[Any], value: Any) -> Any:
+    if not path:
+        return value
+    head, *rest = path
+    new = _exchange(tree[head], rest, value)
+    if isinstance(tree, Mapping):
+        return {**tree, head: new}
+    return _like(tree, [new if key == head else old for key, old in enumerate(tree)])
+
+
+def _like(tree: list[Any] | tuple[Any, ...], values: Iterable[Any]) -> Any:
+    """A list, tuple or named tuple of the same kind."""
+    make = getattr(tree, "_make", type(tree))
+    return make(values)
 
 
 def _items(tree: Any) -> Iterable[tuple[Any, Any]]:
@@ -126,4 +160,9 @@ def _join(prefix: str, key: Any) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return one is other or (not isinstance(one, Tensor) and bool(one == other))
+    if one is other or isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    if isinstance(one, Mapping | list | tuple) and isinstance(other, type(one)):
+        mine, others = dict(_items(one)), dict(_items(other))
+        return mine.keys() == others.keys() and all(_same(mine[k], others[k]) for k in mine)
+    return bool(one == other)

@@ -26,14 +26,12 @@ class EntryMasker(nn.Module, ABC):
         self.entries = tuple(entries)
         if not self.entries:
             raise ValueError(f"Expected {type(self).__name__} to name an entry, got none.")
-        if not (keep is None or callable(keep) or isinstance(keep, int | Tensor | list | tuple)):
-            raise TypeError(
-                f"Expected `keep` to be positions, a mask or a function, got {describe(keep)}."
-            )
+        keep = (keep,) if isinstance(keep, int) else keep
+        _check_keep(keep)
         if isinstance(keep, Tensor):
             self.register_buffer("keep", keep)
         else:
-            self.keep = (keep,) if isinstance(keep, int) else keep
+            self.keep = keep
 
     @abstractmethod
     def absent(self, name: str, entry: Tensor) -> Tensor:
@@ -74,12 +72,16 @@ class Fill(EntryMasker):
             along the second axis, a boolean mask of shape (L,) or (N, L), or a function
             ``batch -> mask``.
         values: entry -> its value, a number or a tensor that broadcasts over the entry. A nested
-            entry is named by a nested mapping, or with a dot: ``{"text.tokens": 0}``.
+            entry is named by a nested mapping, ``text={"tokens": 0}``, or with a dot,
+            ``**{"text.tokens": 0}``; one of a list by its place, ``**{"frames.0": 0}``.
 
     Raises:
-        TypeError: a value that is neither, or a fraction for an entry of integers.
-        ValueError: no entry, a NaN, a tensor that does not broadcast or is on another device.
+        TypeError: a value that is neither, or a fraction for an entry of integers; a ``keep`` of
+            another kind.
+        ValueError: no entry, a NaN, a value that the entry's type can't hold, a tensor that does
+            not broadcast or is on another device; a ``keep`` mask of another shape.
         KeyError: the batch has no such entry.
+        IndexError: a position to keep that the entry does not have.
 
     Example:
         >>> mask = Fill(tokens=0, keep=0)
@@ -106,7 +108,10 @@ class Fill(EntryMasker):
             raise TypeError(
                 f"Expected a whole number to fill `{name}`, {describe(entry)}, got {value}."
             )
-        return torch.full_like(entry, value)
+        try:
+            return torch.full_like(entry, value)
+        except RuntimeError:
+            raise _unfit(name, value, entry) from None
 
 
 class LearnedFill(EntryMasker):
@@ -246,9 +251,13 @@ def _broadcast(name: str, value: Tensor | None, entry: Tensor) -> Tensor:
             f"Expected the value of `{name}` on {entry.device}, got {value.device}: move the "
             "views with .to(device)."
         )
+    cast = value.to(entry.dtype)
+    exact = value.dtype == entry.dtype or entry.is_floating_point()
+    if not exact and bool((cast != value).any()):
+        raise _unfit(name, describe(value), entry)
     try:
         # A copy, since models may want to take views of their inputs.
-        return value.to(entry.dtype).expand_as(entry).contiguous()
+        return cast.expand_as(entry).contiguous()
     except RuntimeError:
         raise ValueError(
             f"Expected a value that broadcasts over `{name}` of shape {tuple(entry.shape)}, "
@@ -256,22 +265,40 @@ def _broadcast(name: str, value: Tensor | None, entry: Tensor) -> Tensor:
         ) from None
 
 
+def _unfit(name: str, value: object, entry: Tensor) -> ValueError:
+    return ValueError(
+        f"Expected a value that `{name}`, which is {describe(entry)}, can hold, got {value}."
+    )
+
+
+def _check_keep(keep: Any) -> None:
+    if keep is None or callable(keep) or isinstance(keep, Tensor):
+        return
+    # A bool is an int too, but no position: a list of them would be a mask.
+    whole = isinstance(keep, list | tuple) and all(type(position) is int for position in keep)
+    if not whole:
+        raise TypeError(
+            "Expected `keep` to be positions, a boolean mask or a function that gives one, "
+            f"got {keep!r}."
+        )
+
+
 def _kept(keep: Any, batch: Batch, name: str, entry: Tensor) -> Tensor:
     """Which positions of an entry stay, broadcastable over it."""
     mask = keep(batch) if callable(keep) else keep
-    if not isinstance(mask, Tensor):
+    if isinstance(mask, list | tuple) and not callable(keep):
         mask = _positions(mask, name, entry)
-    if mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"Expected `keep` to be positions or a boolean mask, got {describe(mask)}.")
-    mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
-    if mask.ndim > entry.ndim or any(
-        have not in (1, want) for have, want in zip(mask.shape, entry.shape, strict=False)
-    ):
+    rows = mask.unsqueeze(0) if mask.ndim == 1 else mask
+    samples, *others = entry.shape
+    fits = 1 < rows.ndim <= entry.ndim and rows.shape[0] in (1, samples)
+    if not fits or list(rows.shape[1:]) != others[: rows.ndim - 1]:
         raise ValueError(
             f"Expected a `keep` mask of shape (L,) or (N, L) for `{name}` of shape "
             f"{tuple(entry.shape)}, got {tuple(mask.shape)}."
         )
-    return column(mask, entry)
+    return column(rows, entry)
 
 
 def _positions(positions: Sequence[int], name: str, entry: Tensor) -> Tensor:

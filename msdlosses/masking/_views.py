@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_mask, describe, listing
+from msdlosses._checks import check_mask, check_number, describe, listing
 from msdlosses.functional import FULL
 from msdlosses.masking._batches import Batch, copy, drop, leaves, stack, where
 from msdlosses.masking._maskers import EntryMasker
@@ -24,7 +24,7 @@ class _Function(nn.Module):
         self.function = function
 
     def forward(self, batch: Batch) -> Batch:
-        return self.function(copy(batch))
+        return self.function(batch)
 
 
 class ModalityViews(nn.Module):
@@ -52,9 +52,10 @@ class ModalityViews(nn.Module):
         Each view: (N, ...), as the model returns it.
 
     Raises:
-        TypeError: a masker, model, batch or output of the wrong kind.
-        ValueError: fewer than two modalities, a name that clashes with an option, an unknown or
-            repeated view, entries of different length, logits that are not one per sample.
+        TypeError: a masker, option, model, batch or output of the wrong kind.
+        ValueError: fewer than two modalities, a name that clashes with an option or with an
+            attribute of a torch module, an unknown or repeated view, entries of different length,
+            views that can't be stacked, logits that are not one per sample.
         KeyError: a masker names an entry that the batch lacks.
 
     Example:
@@ -152,8 +153,8 @@ class ModalityViews(nn.Module):
             )
         first = present[self.modalities[0]]
         samples = first.shape[:1] if isinstance(first, Tensor) else ()
-        for modality, mask in present.items():
-            check_mask(f"present[{modality!r}]", mask, samples)
+        for modality in self.modalities:
+            check_mask(f"present[{modality!r}]", present[modality], samples)
         columns = [
             torch.stack([present[modality] for modality in self.shown(view)]).all(0)
             for view in self.names
@@ -179,14 +180,9 @@ class ModalityViews(nn.Module):
 
     def _input(self, batch: Batch, view: str) -> Batch:
         shown = self.shown(view)
-        for modality, masker in self.maskers.items():
+        for modality in self.modalities:
             if modality not in shown:
-                batch = masker(batch)
-                if not isinstance(batch, Mapping):
-                    raise TypeError(
-                        f"Expected the masker of `{modality}` to return a mapping, "
-                        f"got {describe(batch)}."
-                    )
+                batch = _take_away(self, modality, batch)
         return drop(batch, self.ignore)
 
     def _logits(
@@ -201,7 +197,8 @@ class ModalityViews(nn.Module):
         if not isinstance(logits, Tensor):
             raise TypeError(
                 "Expected the model to return a tensor, or logits by attribute or key, got "
-                f"{describe(returned)}. Say where they are with `output`."
+                f"{describe(returned if self.output is None else logits)}. "
+                "Say where they are with `output`."
             )
         if logits.ndim == 0 or len(logits) != views * size:
             raise ValueError(
@@ -229,8 +226,9 @@ class ModalityDropout(nn.Module):
         A batch in, a batch of the same shapes out.
 
     Raises:
-        TypeError: ``views`` is no `ModalityViews`.
-        ValueError: ``p`` outside [0, 1].
+        TypeError: ``views`` is no `ModalityViews`, ``p`` no number; a batch, or what a masker
+            returns, that is no mapping.
+        ValueError: ``p`` outside [0, 1]; a masker that does not hand on all entries.
 
     Example:
         >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0))
@@ -243,17 +241,19 @@ class ModalityDropout(nn.Module):
         super().__init__()
         if not isinstance(views, ModalityViews):
             raise TypeError(f"Expected `views` to be a ModalityViews, got {describe(views)}.")
+        check_number("p", p)
         if not 0 <= p <= 1:
             raise ValueError(f"Expected `p` in [0, 1], got {p}.")
         self.views = views
         self.p = p
 
     def forward(self, batch: Batch) -> Batch:
+        """The batch with modalities missing, in training; the batch itself otherwise."""
         if not self.training:
             return batch
         dropped = self._draw(*self.views.size(batch)).unbind(1)
-        for masker, absent in zip(self.views.maskers.values(), dropped, strict=True):
-            batch = where(absent, masker(batch), batch)
+        for modality, absent in zip(self.views.modalities, dropped, strict=True):
+            batch = where(absent, _take_away(self.views, modality, batch), batch)
         return batch
 
     def _draw(self, size: int, device: torch.device) -> Tensor:
@@ -267,6 +267,17 @@ class ModalityDropout(nn.Module):
         return f"p={self.p}"
 
 
+def _take_away(views: ModalityViews, modality: str, batch: Batch) -> Batch:
+    """The batch without a modality; whatever the masker does, the one handed in stays as it is."""
+    masker = views.maskers[modality]
+    masked = masker(batch if isinstance(masker, EntryMasker) else copy(batch, views.shared))
+    if not isinstance(masked, Mapping):
+        raise TypeError(
+            f"Expected the masker of `{modality}` to return a mapping, got {describe(masked)}."
+        )
+    return masked
+
+
 def _check_options(**options: Any) -> None:
     for name, value in options.items():
         masker = isinstance(value, EntryMasker) or (callable(value) and name != "output")
@@ -274,18 +285,30 @@ def _check_options(**options: Any) -> None:
             raise ValueError(
                 f"Expected modalities named otherwise than the options, got a masker for `{name}`."
             )
-    count = options["views_per_forward"]
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise ValueError(f"Expected `views_per_forward` to be a whole number above 0, got {count}.")
+    output, count = options["output"], options["views_per_forward"]
+    if output is not None and not callable(output):
+        raise TypeError(f"Expected `output` to be a function, got {describe(output)}.")
+    if count is not None and type(count) is not int:
+        raise TypeError(
+            f"Expected `views_per_forward` to be a whole number or None, got {describe(count)}."
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"Expected `views_per_forward` to be 1 or more, got {count}.")
 
 
 def _check_maskers(maskers: Mapping[str, Masker]) -> None:
     if len(maskers) < 2:
         raise ValueError(f"Expected a masker for at least two modalities, got {listing(maskers)}.")
+    taken = nn.ModuleDict()  # it takes no name that is an attribute of its own
     for modality, masker in maskers.items():
-        if modality == FULL or modality.startswith("~") or "." in modality:
+        if modality in ("", FULL) or modality.startswith("~") or "." in modality:
             raise ValueError(
                 f"Expected modality names other than `{FULL}`, without `~` and dots, "
+                f"got `{modality}`."
+            )
+        if hasattr(taken, modality):
+            raise ValueError(
+                "Expected modality names that are no attributes of a torch module, "
                 f"got `{modality}`."
             )
         if not callable(masker):

@@ -1,0 +1,48 @@
+"""Many trainings side by side, each in a process of its own with one thread."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Job = dict[str, Any]
+Result = dict[str, Any]
+
+
+def run_all(
+    what: str, function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+) -> Iterator[Result]:
+    """The jobs' results as they come in, under a progress bar."""
+    jobs = list(jobs)
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
+    # Forked workers would inherit torch's threads in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, TimeElapsedColumn()) as progress,
+        ProcessPoolExecutor(min(workers, len(jobs)) or 1, mp_context=context) as pool,
+    ):
+        bar = progress.add_task(what, total=len(jobs))
+        futures = [pool.submit(function, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+            progress.advance(bar)
+
+
+def cores() -> int:
+    """How many jobs run side by side on this machine's processor."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def save(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)

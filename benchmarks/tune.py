@@ -1,0 +1,156 @@
+"""Choose every method's settings on validation data, each with the same budget of trials.
+
+    python -m benchmarks.tune --dataset hanzi
+
+writes `benchmarks/settings/hanzi.json`, which the study reads, and the log of all trials to
+`benchmarks/results/tuning-hanzi.json`. Test data are never looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.datasets import DATASETS
+from benchmarks.jobs import Job, Result, cores, run_all, save
+from benchmarks.methods import METHODS
+from benchmarks.training import run_student, run_teacher
+
+HERE = Path(__file__).parent
+TEACHER = "teacher"
+
+COMMON = {
+    "rate": [0.01, 0.02, 0.04, 0.08],
+    "decay": [0.03, 0.1, 0.3],
+    "word_dropout": [0.3, 0.5, 0.7],
+    "dropout": [0.0, 0.1],
+}
+MIX = {"mix": [0.5, 0.7, 0.9], "temperature": [1.0, 2.0, 4.0]}
+DROP = {"drop": [0.15, 0.3, 0.5]}
+ALPHA = {"alpha": [0.3, 1.0, 3.0]}
+LEARNED = {
+    "look_ahead": [0.03, 0.1, 0.3],
+    "meta_rate": [0.001, 0.003, 0.01],
+    "held_out": [0.05, 0.1],
+    "every": [4],
+}
+SPACES: dict[str, dict[str, list[float]]] = {
+    TEACHER: {
+        "rate": [0.002, 0.004, 0.008],
+        "decay": [0.03, 0.1, 0.3],
+        "word_dropout": [0.3, 0.5],
+        "dropout": [0.3, 0.5],
+        "drop": [0.15, 0.3, 0.5],
+        "smoothing": [0.0, 0.1],
+    },
+    "labels": COMMON,
+    "labels + modality dropout": COMMON | DROP,
+    "KD": COMMON | MIX,
+    "KD + modality dropout": COMMON | MIX | DROP,
+    "MSD equal": COMMON | MIX,
+    "MSD saliency": COMMON | MIX | ALPHA,
+    "MSD teacher loss": COMMON | MIX | ALPHA,
+    "MSD learned": COMMON | MIX | LEARNED,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", choices=DATASETS, default="hanzi")
+    parser.add_argument("--trials", type=int, default=16, help="settings tried for each method")
+    parser.add_argument("--seeds", type=int, default=2, help="splits that each is tried on")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tune(args, Path(folder))
+
+
+def tune(args: argparse.Namespace, folder: Path) -> None:
+    """The teacher first, since the students learn from it."""
+    best, log = _search(args, TEACHER, _teachers(args, folder))
+    chosen = {TEACHER: best}
+    caches = [
+        {**_job(args, seed), "settings": best, **_cache(folder / f"best-{seed}")}
+        for seed in range(args.seeds)
+    ]
+    list(run_all("teachers", run_teacher, caches, cores()))
+    for method in METHODS:
+        jobs = [
+            {
+                **_job(args, seed),
+                "method": method,
+                "settings": settings,
+                **_cache(folder / f"best-{seed}"),
+            }
+            for settings in _draw(method, args.trials)
+            for seed in range(args.seeds)
+        ]
+        chosen[method], trials = _search(args, method, jobs)
+        log += trials
+    save(HERE / "settings" / f"{args.dataset}.json", chosen)
+    save(HERE / "results" / f"tuning-{args.dataset}.json", log)
+
+
+def _search(
+    args: argparse.Namespace, method: str, jobs: list[Job]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings whose mean over the seeds is best, and what each of them reached."""
+    function = run_teacher if method == TEACHER else run_student
+    scores: dict[str, list[float]] = defaultdict(list)
+    for result in run_all(method, function, jobs, cores()):
+        scores[json.dumps(result["job"]["settings"])].append(_score(method, result))
+    ranked = sorted(scores, key=lambda settings: -fmean(scores[settings]))
+    log = [
+        {"method": method, "settings": json.loads(s), "validation": sorted(scores[s])}
+        for s in ranked
+    ]
+    return json.loads(ranked[0]), log
+
+
+def _score(method: str, result: Result) -> float:
+    """Accuracy on the whole input; of a teacher, who has to teach each view, on all views."""
+    views = result["views"] if method == TEACHER else {"full": result["views"]["full"]}
+    return fmean(view["accuracy"] for view in views.values())
+
+
+def _draw(method: str, trials: int) -> list[dict[str, Any]]:
+    """Settings drawn at random from the method's space, no two alike."""
+    draw, space = random.Random(method), SPACES[method]
+    drawn: dict[str, dict[str, Any]] = {}
+    while len(drawn) < trials:
+        settings = {name: draw.choice(values) for name, values in space.items()}
+        drawn[json.dumps(settings)] = settings
+    return list(drawn.values())
+
+
+def _teachers(args: argparse.Namespace, folder: Path) -> list[Job]:
+    return [
+        {**_job(args, seed), "settings": settings, **_cache(folder / f"trial{number}-{seed}")}
+        for number, settings in enumerate(_draw(TEACHER, args.trials))
+        for seed in range(args.seeds)
+    ]
+
+
+def _job(args: argparse.Namespace, seed: int) -> Job:
+    return {
+        "dataset": args.dataset,
+        "seed": seed,
+        "epochs": args.epochs,
+        "device": args.device,
+        "part": "validation",
+    }
+
+
+def _cache(path: Path) -> Job:
+    return {"cache": str(path), "fingerprint": path.name}
+
+
+if __name__ == "__main__":
+    main()

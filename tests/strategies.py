@@ -1,0 +1,203 @@
+"""What hypothesis draws: logits, masks and views. A seed and a kind are drawn, never elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+INF = float("inf")
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, *HALF)
+
+Pair = tuple[Tensor, Tensor]
+"""Logits of a student and a teacher."""
+
+
+def generators() -> st.SearchStrategy[torch.Generator]:
+    return st.integers(0, 2**32 - 1).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def _uniform(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=rng, dtype=torch.float64)
+
+
+def _ordinary(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    return 2 * _normal(shape, rng), 2 * _normal(shape, rng)
+
+
+def _confident(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    return 30 * _normal(shape, rng), 30 * _normal(shape, rng)
+
+
+def _near(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    teacher = _normal(shape, rng)
+    return teacher + 1e-3 * _normal(shape, rng), teacher
+
+
+def _identical(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    teacher = 10 * _normal(shape, rng)
+    return teacher.clone(), teacher
+
+
+def _constant(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    return _normal((), rng).expand(shape).clone(), _normal((), rng).expand(shape).clone()
+
+
+def _huge(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    """Up to +-6e4, with rows that are saturated one way, the other way and in between."""
+    signs = (_uniform(shape, rng) < 0.5).double() * 2 - 1
+    return 6e4 * signs, 6e4 * (2 * _uniform(shape, rng) - 1)
+
+
+def _one_hot(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    """A teacher that is sure: -inf for all classes but one."""
+    classes = torch.randint(shape[-1], tuple(shape[:-1]), generator=rng)
+    hot = F.one_hot(classes, shape[-1]).bool()
+    return 2 * _normal(shape, rng), torch.zeros(tuple(shape)).double().masked_fill(~hot, -INF)
+
+
+def _missing(shape: Sequence[int], rng: torch.Generator) -> Pair:
+    """-inf in both for classes that do not exist; the first class of a row always does."""
+    missing = _uniform(shape, rng) < 0.5
+    missing[..., 0] = False
+    student, teacher = _ordinary(shape, rng)
+    return student.masked_fill(missing, -INF), teacher.masked_fill(missing, -INF)
+
+
+SMOOTH = {"ordinary": _ordinary, "near": _near, "constant": _constant}
+"""Logits of which derivatives can be checked by differences."""
+FINITE = SMOOTH | {"confident": _confident, "identical": _identical, "huge": _huge}
+KINDS = FINITE | {"one_hot": _one_hot, "missing": _missing}
+
+
+@st.composite
+def shapes(draw: st.DrawFn, *, min_batch: int = 0, sequences: bool = True) -> tuple[int, ...]:
+    """(N, C) or (N, L, C), of any batch and of one, two and more classes."""
+    batch = draw(st.integers(min_batch, 5))
+    positions = draw(st.sampled_from([(), (1,), (3,)] if sequences else [()]))
+    return (batch, *positions, draw(st.sampled_from([1, 2, 3, 7, 23])))
+
+
+@st.composite
+def logit_pairs(
+    draw: st.DrawFn,
+    *,
+    kinds: Sequence[str] = tuple(KINDS),
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    min_batch: int = 0,
+    sequences: bool = True,
+) -> Pair:
+    """A student's and a teacher's logits of one shape and dtype."""
+    shape = draw(shapes(min_batch=min_batch, sequences=sequences))
+    student, teacher = KINDS[draw(st.sampled_from(kinds))](shape, draw(generators()))
+    dtype = draw(st.sampled_from(dtypes))
+    return student.to(dtype), teacher.to(dtype)
+
+
+@st.composite
+def masks(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
+    """Which entries are valid: all, none, or any."""
+    share = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return _uniform(shape, draw(generators())) < share
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """What an `MSDLoss` is called with."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    target: Tensor
+    valid: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.student)
+
+
+MODALITIES = ("image", "text", "audio")
+
+
+@st.composite
+def view_batches(
+    draw: st.DrawFn, *, min_batch: int = 0, sequences: bool = False, classes: int | None = None
+) -> ViewBatch:
+    """Views of two or three modalities, whose samples may lack some (never all) of them.
+
+    What is computed from a modality that a sample lacks is NaN, in the student and the teacher.
+    """
+    modalities = MODALITIES[: draw(st.sampled_from([2, 3]))]
+    shape = draw(shapes(min_batch=min_batch, sequences=sequences))
+    shape = (*shape[:-1], classes or max(shape[-1], 2))
+    rng = draw(generators())
+    present = draw(presences(shape[0], modalities))
+    return _views(modalities, shape, present, rng)
+
+
+@st.composite
+def presences(draw: st.DrawFn, samples: int, modalities: Sequence[str]) -> dict[str, Tensor]:
+    """Which modalities each sample has: at least one."""
+    sizes = range(1, len(modalities) + 1)
+    some = [set(c) for c in chain.from_iterable(combinations(modalities, n) for n in sizes)]
+    whole = draw(st.booleans())
+    choice = st.just(some[-1]) if whole else st.sampled_from(some)
+    had = draw(st.lists(choice, min_size=samples, max_size=samples))
+    return {m: torch.tensor([m in has for has in had], dtype=torch.bool) for m in modalities}
+
+
+def shown(view: str, modalities: Sequence[str]) -> tuple[str, ...]:
+    """The modalities that a view shows."""
+    if view == "full":
+        return tuple(modalities)
+    if view.startswith("~"):
+        return tuple(modality for modality in modalities if modality != view[1:])
+    return (view,)
+
+
+def _views(
+    modalities: Sequence[str],
+    shape: Sequence[int],
+    present: dict[str, Tensor],
+    rng: torch.Generator,
+) -> ViewBatch:
+    names = ("full", *modalities)
+    extra = tuple(f"~{modality}" for modality in modalities) if len(modalities) > 2 else ()
+    valid = {
+        view: torch.stack([present[modality] for modality in shown(view, modalities)]).all(0)
+        for view in (*names, *extra)
+    }
+
+    def logits(view: str) -> Tensor:
+        values = _normal(shape, rng).float()
+        lacking = ~valid[view].reshape(-1, *[1] * (len(shape) - 1))
+        return values.masked_fill(lacking, float("nan"))
+
+    return ViewBatch(
+        student={view: logits(view) for view in names},
+        teacher={view: logits(view) for view in (*names, *extra)},
+        target=torch.randint(shape[-1], tuple(shape[:-1]), generator=rng),
+        valid=torch.stack([valid[view] for view in names], dim=-1),
+    )
+
+
+def make_views(
+    *modalities: str,
+    samples: int = 4,
+    classes: int = 5,
+    positions: Sequence[int] = (),
+    seed: int = 0,
+) -> ViewBatch:
+    """Views of samples that lack nothing, the same ones for the same seed."""
+    present = {m: torch.ones(samples, dtype=torch.bool) for m in modalities}
+    rng = torch.Generator().manual_seed(seed)
+    return _views(modalities, (samples, *positions, classes), present, rng)

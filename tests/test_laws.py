@@ -1,0 +1,197 @@
+"""Every law of `laws` for every loss that claims it."""
+
+from __future__ import annotations
+
+import laws
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import LOSSES, LossCase
+from strategies import DTYPES, FINITE, HALF, INF, SMOOTH, Pair, generators, logit_pairs, masks
+from torch import Tensor
+
+FULL = (torch.float64, torch.float32)
+DOUBLE = (torch.float64,)
+MISSING = ("one_hot", "missing")
+
+
+def claiming(*claims: str) -> pytest.MarkDecorator:
+    """The losses that claim a law."""
+    cases = [case for case in LOSSES if all(getattr(case, claim) for claim in claims)]
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+every_loss = claiming()
+
+finite_pairs = logit_pairs(kinds=tuple(FINITE))
+full_pairs = logit_pairs(kinds=tuple(FINITE), dtypes=FULL)
+smooth_pairs = logit_pairs(kinds=tuple(SMOOTH), dtypes=DOUBLE, min_batch=1)
+
+
+@st.composite
+def masked_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, and which of their rows are valid."""
+    student, teacher = draw(full_pairs)
+    return student, teacher, draw(masks(student.shape[:-1]))
+
+
+@claiming("divergence")
+@given(pair=finite_pairs)
+def test_zero_at_equality(case: LossCase, pair: Pair) -> None:
+    laws.zero_at_equality(case, pair[0])
+
+
+@claiming("divergence")
+@given(pair=finite_pairs)
+def test_never_negative(case: LossCase, pair: Pair) -> None:
+    laws.never_negative(case, *pair)
+
+
+@claiming("divergence")
+@pytest.mark.parametrize("classes", [2, 23])
+def test_near_equal_rows_are_not_negative(case: LossCase, classes: int) -> None:
+    laws.near_equal_rows_are_not_negative(case, classes)
+
+
+@claiming("shift_invariant")
+@given(pair=logit_pairs(kinds=("ordinary", "near", "confident"), dtypes=DOUBLE), rng=generators())
+def test_shift_invariant(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
+    laws.shift_invariant(case, *pair, rng)
+
+
+@claiming("permutation_invariant")
+@given(pair=finite_pairs, rng=generators())
+def test_permutation_invariant(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
+    laws.permutation_invariant(case, *pair, rng)
+
+
+@claiming("rows_independent")
+@given(masked=masked_pairs())
+def test_rows_independent(case: LossCase, masked: tuple[Tensor, ...]) -> None:
+    laws.rows_independent(case, *masked)
+
+
+@every_loss
+@given(pair=finite_pairs, rng=generators())
+def test_batch_permutation_permutes_rows(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
+    laws.batch_permutation_permutes_rows(case, *pair, rng)
+
+
+@claiming("rows_independent")
+@given(pair=finite_pairs)
+def test_positions_are_samples(case: LossCase, pair: Pair) -> None:
+    laws.positions_are_samples(case, *pair)
+
+
+@every_loss
+@given(masked=masked_pairs(), fill=st.sampled_from([laws.NAN, INF, -INF, 7.0]))
+def test_invalid_is_left_out(case: LossCase, masked: tuple[Tensor, ...], fill: float) -> None:
+    laws.invalid_is_left_out(case, *masked, fill)
+
+
+@every_loss
+@given(masked=masked_pairs())
+def test_sum_is_count_times_mean(case: LossCase, masked: tuple[Tensor, ...]) -> None:
+    laws.sum_is_count_times_mean(case, *masked)
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 3), (0, 2, 3), (2, 0, 3)])
+def test_an_empty_batch_is_a_joined_zero(case: LossCase, shape: tuple[int, ...]) -> None:
+    laws.nothing_valid_is_a_joined_zero(case, torch.zeros(shape), torch.zeros(shape), None)
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 3), (1, 3), (4, 2, 3)])
+def test_nothing_valid_is_a_joined_zero(case: LossCase, shape: tuple[int, ...]) -> None:
+    logits = torch.full(shape, laws.NAN)
+    valid = torch.zeros(shape[:-1], dtype=torch.bool)
+    laws.nothing_valid_is_a_joined_zero(case, logits, logits.clone(), valid)
+
+
+@claiming("oracle")
+@given(pair=logit_pairs(kinds=tuple(FINITE), dtypes=DOUBLE))
+def test_agrees_with_oracle(case: LossCase, pair: Pair) -> None:
+    laws.agrees_with_oracle(case, *pair)
+
+
+@every_loss
+@given(pair=logit_pairs(kinds=tuple(FINITE), dtypes=HALF))
+def test_half_is_computed_in_float32(case: LossCase, pair: Pair) -> None:
+    laws.half_is_computed_in_float32(case, *pair)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(data=st.data())
+def test_finite(case: LossCase, dtype: torch.dtype, data: st.DataObject) -> None:
+    laws.finite(case, *data.draw(logit_pairs(kinds=tuple(FINITE), dtypes=(dtype,))))
+
+
+@claiming("missing_classes")
+@given(pair=logit_pairs(kinds=MISSING))
+def test_minus_infinity_is_finite(case: LossCase, pair: Pair) -> None:
+    laws.finite(case, *pair)
+
+
+@claiming("missing_classes", "divergence")
+@given(pair=logit_pairs(kinds=MISSING))
+def test_minus_infinity_in_both_is_no_difference(case: LossCase, pair: Pair) -> None:
+    laws.never_negative(case, *pair)
+    laws.zero_at_equality(case, pair[1])
+
+
+@claiming("missing_classes")
+@given(pair=logit_pairs(kinds=("missing",), dtypes=FULL, sequences=False))
+def test_missing_classes_count_nothing(case: LossCase, pair: Pair) -> None:
+    laws.missing_classes_count_nothing(case, *pair)
+
+
+@claiming("missing_classes", "oracle")
+@given(pair=logit_pairs(kinds=MISSING, dtypes=DOUBLE))
+def test_minus_infinity_agrees_with_oracle(case: LossCase, pair: Pair) -> None:
+    laws.agrees_with_oracle(case, *pair)
+
+
+@every_loss
+@given(pair=logit_pairs(kinds=tuple(FINITE), dtypes=FULL))
+def test_teacher_gets_no_gradient(case: LossCase, pair: Pair) -> None:
+    laws.teacher_gets_no_gradient(case, *pair)
+
+
+@claiming("function")
+@given(pair=finite_pairs)
+def test_module_equals_function(case: LossCase, pair: Pair) -> None:
+    laws.module_equals_function(case, *pair)
+
+
+@every_loss
+@settings(max_examples=8)
+@given(pair=smooth_pairs)
+def test_derivatives_are_right(case: LossCase, pair: Pair) -> None:
+    laws.derivatives_are_right(case, *pair)
+
+
+@every_loss
+@given(pair=full_pairs, rng=generators())
+def test_forward_mode_equals_backward(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
+    tangent = torch.randn(pair[0].shape, generator=rng, dtype=pair[0].dtype)
+    laws.forward_mode_equals_backward(case, *pair, tangent)
+
+
+@every_loss
+def test_vmap_equals_a_loop(case: LossCase) -> None:
+    student, teacher = torch.randn(2, 3, 4, 5)
+    laws.vmap_equals_a_loop(case, student, teacher, torch.rand(3, 4) < 0.5)
+
+
+@every_loss
+def test_compiled_equals_eager(case: LossCase) -> None:
+    student, teacher = torch.randn(2, 6, 5)
+    laws.compiled_equals_eager(case, student, teacher, torch.rand(6) < 0.5)
+
+
+@every_loss
+def test_survives_copies(case: LossCase) -> None:
+    laws.survives_copies(case, *torch.randn(2, 4, 5))

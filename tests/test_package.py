@@ -1,0 +1,214 @@
+"""The package as a whole: what it exports, what is written there, and what imports what."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import msdlosses
+from msdlosses import functional
+
+PACKAGE = Path(msdlosses.__file__).parent
+
+PUBLIC = [
+    "DistillationLoss",
+    "Fill",
+    "FixedWeighting",
+    "KDLoss",
+    "LearnedFill",
+    "MSDLoss",
+    "MSDParts",
+    "MeanFill",
+    "MetaLearner",
+    "MetaStep",
+    "ModalityDropout",
+    "ModalityViews",
+    "MultiLabelKDLoss",
+    "SaliencyWeighting",
+    "Shuffle",
+    "TeacherCache",
+    "TeacherLossWeighting",
+    "WeightNet",
+    "Weighting",
+    "functional",
+    "modality_saliency",
+]
+
+FUNCTIONS = ["kl_divergence", "modality_saliency", "multilabel_kl_divergence"]
+
+# What a user writes subclasses of, or is handed, and does not make: no example of a call.
+NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
+
+# A module imports from those of earlier lines alone.
+ORDER = [
+    {"_checks"},
+    {"_fitted", "functional"},
+    {"masking", "weighting"},
+    {"losses"},
+    {"cache", "meta"},
+    {"__init__"},
+]
+WITHIN_MASKING = [{"_batches"}, {"_maskers"}, {"_views"}, {"__init__"}]
+
+
+def test_the_public_names_are_these() -> None:
+    assert msdlosses.__all__ == PUBLIC
+    assert functional.__all__ == FUNCTIONS
+
+
+def test_every_public_name_is_there() -> None:
+    names = {name for name in vars(msdlosses) if not name.startswith("_")}
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    assert names - modules == set(PUBLIC) - modules
+
+
+# --- docstrings
+
+
+def documented() -> Iterator[tuple[str, object]]:
+    """Public classes and functions, and the public methods that the classes define."""
+    for module in (msdlosses, functional):
+        for name in module.__all__:
+            value = getattr(module, name)
+            yield name, value
+            if inspect.isclass(value):
+                for method, member in vars(value).items():
+                    public = inspect.isroutine(member) or isinstance(member, property)
+                    if public and not method.startswith("_"):
+                        yield f"{name}.{method}", getattr(value, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [pytest.param(*item, id=item[0]) for item in documented()]
+)
+def test_every_public_name_has_a_docstring(name: str, value: object) -> None:
+    text = inspect.getdoc(value)  # that of the method which is overridden, where there is none
+    assert text
+    assert text.splitlines()[0].endswith((".", ":"))
+
+
+def called() -> list[str]:
+    return [name for name in PUBLIC if name not in NOT_CALLED and name != "functional"]
+
+
+@pytest.mark.parametrize("name", called() + FUNCTIONS)
+def test_what_is_called_has_an_example(name: str) -> None:
+    text = docstring(name)
+    assert "Example:" in text
+    assert ">>> " in text
+
+
+@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, "DistillationLoss"])
+def test_what_raises_says_so(name: str) -> None:
+    """In the class's docstring, or in that of the methods that raise."""
+    value = find(name)
+    texts = [docstring(name)]
+    if inspect.isclass(value):
+        texts += [inspect.getdoc(member) or "" for member in vars(value).values()]
+    assert any("Raises:" in text for text in texts)
+
+
+def find(name: str) -> object:
+    return getattr(msdlosses, name, None) or getattr(functional, name)
+
+
+def docstring(name: str) -> str:
+    return inspect.getdoc(find(name)) or ""
+
+
+# --- imports
+
+
+def module_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute names of the modules that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+            if node.module == "msdlosses":  # from msdlosses import functional
+                found |= {f"msdlosses.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(path: Path, package: str) -> set[str]:
+    """The modules of the package that a file imports, by the names that `ORDER` has."""
+    prefix = f"{package}."
+    names = {name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix)}
+    return {name.split(".")[0] for name in names}
+
+
+def assert_in_order(path: Path, name: str, package: str, order: list[set[str]]) -> None:
+    ranks = {module: rank for rank, modules in enumerate(order) for module in modules}
+    assert name in ranks, f"{path} is new: give it a place in the order of imports"
+    for other in own(path, package) & set(ranks):
+        assert ranks[other] < ranks[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("path", module_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    *folder, _ = path.relative_to(PACKAGE).parts
+    if not folder:
+        assert_in_order(path, path.stem, "msdlosses", ORDER)
+        return
+    assert folder == ["masking"], f"{path} is new: give it a place in the order of imports"
+    assert_in_order(path, path.stem, "msdlosses.masking", WITHIN_MASKING)
+    earlier = set.union(*ORDER[: next(i for i, names in enumerate(ORDER) if "masking" in names)])
+    assert own(path, "msdlosses") <= earlier | {"masking"}
+
+
+def test_nothing_imports_the_package_itself() -> None:
+    for path in module_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "msdlosses":
+                assert {alias.name for alias in node.names} <= {"functional"}
+
+
+def test_third_parties_are_torch_numpy_and_higher() -> None:
+    users: dict[str, set[str]] = {}
+    for path in module_files():
+        for name in imports(path):
+            top = name.split(".")[0]
+            if top not in sys.stdlib_module_names and top != "msdlosses":
+                users.setdefault(top, set()).add(path.stem)
+    assert set(users) == {"torch", "numpy", "higher"}
+    assert users["higher"] == {"meta"}
+
+
+def test_the_import_is_silent_where_warnings_are_errors(tmp_path: Path) -> None:
+    """As for a user who installed `higher` just now: it is compiled, and warns, at import."""
+    spec = importlib.util.find_spec("higher")
+    assert spec is not None
+    assert spec.origin is not None
+    without_bytecode = shutil.ignore_patterns("__pycache__")
+    source = Path(spec.origin).parent
+    shutil.copytree(source, tmp_path / "higher", ignore=without_bytecode)
+    path = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import msdlosses, higher; print(higher.__file__)"],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() == str(tmp_path / "higher" / "__init__.py")
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
