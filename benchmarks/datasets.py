@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.data._pack import decode
+
 DATA = Path(__file__).parent / "data"
 PAD, UNKNOWN = 0, 1
 LENGTH = 12  # words; longer texts are cut
@@ -87,14 +89,14 @@ def load(name: str, seed: int) -> Task:
 
 def _hanzi() -> _Items:
     pack = np.load(DATA / "hanzi12.npz")
-    glosses = bytes(pack["gloss"]).decode().split("\n")
+    glosses = decode(pack["gloss"])
     pixels = pack["glyph"][:, None].astype(np.float32) / 7
     return _Items(pixels, glosses, pack["radical"], glosses)
 
 
 def _emoji() -> _Items:
     pack = np.load(DATA / "emoji24_nf.npz")
-    lines = [line.split("|") for line in bytes(pack["text"]).decode().split("\n")]
+    lines = [line.split("|") for line in decode(pack["text"])]
     texts = [f"{label} {tags}" for label, tags, _ in lines]
     pixels = pack["image"].transpose(0, 3, 1, 2).astype(np.float32) / 31
     return _Items(pixels, texts, pack["y"], [concept for *_, concept in lines])
