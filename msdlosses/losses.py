@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -337,9 +338,7 @@ class MSDLoss(nn.Module):
             raise KeyError(
                 f"Expected `criterion` to name the view `{view}`, got {listing(self.criterion)}."
             )
-        criterion = self.criterion[view]
-        assert isinstance(criterion, DistillationLoss)
-        return criterion
+        return cast(DistillationLoss, self.criterion[view])
 
     def _weights(
         self,
