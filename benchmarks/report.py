@@ -67,8 +67,8 @@ def _accuracies(results: Results) -> Table:
     job = results.runs[0]["job"]
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"{job['dataset']}: test accuracy in %, mean ± standard deviation, "
-        f"{results.seeds} seeds, {job['epochs']} epochs",
+        title=f"{job['dataset']}: test accuracy in %, mean ± standard deviation "
+        f"(seeds: {results.seeds}, epochs: {job['epochs']})",
     )
     table.add_column("method")
     for title in (*VIEWS.values(), "NLL"):

@@ -120,7 +120,14 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", choices=DATASETS, default="hanzi")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"some of: {', '.join(METHODS)} (default all; KD is what others are compared to)",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="number of splits (default 5)")
     parser.add_argument("--epochs", type=int, default=16, help="passes over the data (default 16)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
