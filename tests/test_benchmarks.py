@@ -13,7 +13,7 @@ import torch
 from benchmarks.datasets import DATASETS, PARTS, load, split_groups
 
 RESULTS = Path("benchmarks/results")
-PAGES = {"hanzi": Path("README.md")}
+PAGES = {"hanzi": Path("README.md"), "emoji": Path("benchmarks/README.md")}
 
 
 @pytest.mark.parametrize("name", DATASETS)
