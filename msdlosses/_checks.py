@@ -28,18 +28,19 @@ def check_floating(name: str, value: object) -> None:
         raise TypeError(f"Expected `{name}` to be a floating-point tensor, got {describe(value)}.")
 
 
-def check_pair(student: Tensor, teacher: Tensor, *, dim: int = -1) -> None:
+def check_pair(student: Tensor, teacher: Tensor, *, dim: int = -1, view: str = "") -> None:
     """Two tensors of floating dtype, one shape (..., C), one device; `dim` is an axis of them."""
-    check_floating("student", student)
-    check_floating("teacher", teacher)
+    names = ("student", "teacher") if not view else (f"student[{view!r}]", f"teacher[{view!r}]")
+    for name, value in zip(names, (student, teacher), strict=True):
+        check_floating(name, value)
     if student.shape != teacher.shape or student.ndim == 0:
         raise ValueError(
-            "Expected `student` and `teacher` of one shape (..., C), "
+            f"Expected `{names[0]}` and `{names[1]}` of one shape (..., C), "
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
         )
     if student.device != teacher.device:
         raise ValueError(
-            "Expected `student` and `teacher` on one device, "
+            f"Expected `{names[0]}` and `{names[1]}` on one device, "
             f"got {student.device} and {teacher.device}."
         )
     if not isinstance(dim, int):

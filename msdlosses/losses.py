@@ -372,11 +372,12 @@ def _check_terms(
 ) -> None:
     check_views("student", student)
     check_views("teacher", teacher)
-    for view in student:
+    for view, logits in student.items():
         if view not in teacher:
             raise KeyError(
                 f"Expected `teacher` to hold the student's view `{view}`, got {listing(teacher)}."
             )
+        check_pair(logits, teacher[view], view=view)
     sizes = {view: len(logits) for view, logits in student.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Expected `student` views of one batch, got lengths {sizes}.")

@@ -229,7 +229,11 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         KeyError,
         "`teacher` to hold the student's view `text`, got `full`, `image`.",
     ),
-    "msd: classes": (lambda: MSD(S, T | {"text": WIDER}), ValueError, SHAPES),
+    "msd: classes": (
+        lambda: MSD(S, T | {"text": WIDER}),
+        ValueError,
+        "`student['text']` and `teacher['text']` of one shape (..., C), got (4, 5) and (4, 6).",
+    ),
     "msd: batches": (
         lambda: MSD(S | {"text": X[:3]}, T | {"text": X[:3]}),
         ValueError,

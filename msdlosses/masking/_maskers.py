@@ -54,6 +54,10 @@ class EntryMasker(nn.Module, ABC):
                 )
             yield from found
 
+    def entry_of(self, name: str) -> str:
+        """The entry, among those named, that a tensor is or is nested in."""
+        return max((e for e in self.entries if f"{name}.".startswith(f"{e}.")), key=len)
+
     def _mask(self, batch: Batch, name: str, entry: Tensor) -> Tensor:
         absent = self.absent(name, entry)
         if self.keep is None:
@@ -71,9 +75,10 @@ class Fill(EntryMasker):
         keep: positions that stay, such as those of [CLS] and [SEP]: one position or several
             along the second axis, a boolean mask of shape (L,) or (N, L), or a function
             ``batch -> mask``.
-        values: entry -> its value, a number or a tensor that broadcasts over the entry. A nested
-            entry is named by a nested mapping, ``text={"tokens": 0}``, or with a dot,
-            ``**{"text.tokens": 0}``; one of a list by its place, ``**{"frames.0": 0}``.
+        values: entry -> its value, a number or a tensor that broadcasts over the entry. The value
+            of a nested entry is that of all it holds. A part of it is named by a nested mapping,
+            ``text={"tokens": 0}``, or with a dot, ``**{"text.tokens": 0}``; one of a list by its
+            place, ``**{"frames.0": 0}``.
 
     Raises:
         TypeError: a value that is neither, or a fraction for an entry of integers; a ``keep`` of
@@ -101,9 +106,10 @@ class Fill(EntryMasker):
                 self.numbers[name] = value
 
     def absent(self, name: str, entry: Tensor) -> Tensor:
-        if name not in self.numbers:
-            return _broadcast(name, self._buffers.get(_attribute(name)), entry)
-        value = self.numbers[name]
+        named = self.entry_of(name)
+        if named not in self.numbers:
+            return _broadcast(name, self.get_buffer(_attribute(named)), entry)
+        value = self.numbers[named]
         if isinstance(value, float) and not value.is_integer() and not entry.is_floating_point():
             raise TypeError(
                 f"Expected a whole number to fill `{name}`, {describe(entry)}, got {value}."
@@ -144,7 +150,7 @@ class LearnedFill(EntryMasker):
             self.register_parameter(_attribute(name), nn.Parameter(start))
 
     def absent(self, name: str, entry: Tensor) -> Tensor:
-        return _broadcast(name, self._parameters.get(_attribute(name)), entry)
+        return _broadcast(name, self.get_parameter(_attribute(self.entry_of(name))), entry)
 
 
 class MeanFill(EntryMasker, FittedBuffers):
@@ -238,9 +244,7 @@ def _check_value(name: str, value: object) -> None:
         raise ValueError(f"Expected a value to fill `{name}`, got NaN.")
 
 
-def _broadcast(name: str, value: Tensor | None, entry: Tensor) -> Tensor:
-    if value is None:
-        raise TypeError(f"Expected a value for `{name}`: name each tensor of a nested entry.")
+def _broadcast(name: str, value: Tensor, entry: Tensor) -> Tensor:
     if value.is_floating_point() and not entry.is_floating_point():
         raise TypeError(
             f"Expected whole numbers to fill `{name}`, which is {describe(entry)}, "
