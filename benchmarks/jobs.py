@@ -16,21 +16,24 @@ Job = dict[str, Any]
 Result = dict[str, Any]
 
 
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that stay for several rounds of jobs: each has torch to import."""
+    # Forked workers would inherit torch's threads in an unknown state.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
 def run_all(
-    what: str, function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+    executor: ProcessPoolExecutor,
+    what: str,
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
 ) -> Iterator[Result]:
     """The jobs' results as they come in, under a progress bar."""
     jobs = list(jobs)
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
-    # Forked workers would inherit torch's threads in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    with (
-        Progress(*columns, TimeElapsedColumn()) as progress,
-        ProcessPoolExecutor(min(workers, len(jobs)) or 1, mp_context=context) as pool,
-    ):
+    with Progress(*columns, TimeElapsedColumn()) as progress:
         bar = progress.add_task(what, total=len(jobs))
-        futures = [pool.submit(function, job) for job in jobs]
-        for future in as_completed(futures):
+        for future in as_completed([executor.submit(function, job) for job in jobs]):
             yield future.result()
             progress.advance(bar)
 

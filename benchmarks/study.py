@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.datasets import DATASETS
-from benchmarks.jobs import Job, Result, cores, run_all, save
+from benchmarks.jobs import Job, Result, cores, pool, run_all, save
 from benchmarks.methods import METHODS
 from benchmarks.training import run_student, run_teacher
 from msdlosses import TeacherCache
@@ -38,19 +38,19 @@ def main() -> None:
     folder = args.out / args.dataset
     runs = Runs(folder / "runs.json")
     settings = json.loads((SETTINGS / f"{args.dataset}.json").read_text())
-    workers = cores() if args.device == "cpu" else 1
     teachers = [_teacher(args, folder, settings, seed) for seed in range(args.seeds)]
-    missing = [job for job in teachers if not runs.has(job) or not _cached(job)]
-    for job in missing:
-        shutil.rmtree(job["cache"], ignore_errors=True)
-    runs.extend(run_all("teachers", run_teacher, missing, workers))
     students = [
         {**job, "method": method, "settings": settings[method]}
         for job in teachers
         for method in args.methods
     ]
-    missing = [job for job in students if not runs.has(job)]
-    runs.extend(run_all("students", run_student, missing, workers))
+    with pool(cores() if args.device == "cpu" else 1) as executor:
+        missing = [job for job in teachers if not runs.has(job) or not _cached(job)]
+        for job in missing:
+            shutil.rmtree(job["cache"], ignore_errors=True)
+        runs.extend(run_all(executor, "teachers", run_teacher, missing))
+        missing = [job for job in students if not runs.has(job)]
+        runs.extend(run_all(executor, "students", run_student, missing))
     wanted = [runs.get(job) for job in (*teachers, *students)]
     console = Console()
     for part in report.tables(wanted):

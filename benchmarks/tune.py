@@ -13,12 +13,13 @@ import json
 import random
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.datasets import DATASETS
-from benchmarks.jobs import Job, Result, cores, run_all, save
+from benchmarks.jobs import Job, Result, cores, pool, run_all, save
 from benchmarks.methods import METHODS
 from benchmarks.training import run_student, run_teacher
 
@@ -68,19 +69,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tune(args, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, pool(cores()) as executor:
+        tune(args, Path(folder), executor)
 
 
-def tune(args: argparse.Namespace, folder: Path) -> None:
+def tune(args: argparse.Namespace, folder: Path, executor: ProcessPoolExecutor) -> None:
     """The teacher first, since the students learn from it."""
-    best, log = _search(args, TEACHER, _teachers(args, folder))
+    best, log = _search(executor, TEACHER, _teachers(args, folder))
     chosen = {TEACHER: best}
     caches = [
         {**_job(args, seed), "settings": best, **_cache(folder / f"best-{seed}")}
         for seed in range(args.seeds)
     ]
-    list(run_all("teachers", run_teacher, caches, cores()))
+    list(run_all(executor, "teachers", run_teacher, caches))
     for method in METHODS:
         jobs = [
             {
@@ -92,19 +93,19 @@ def tune(args: argparse.Namespace, folder: Path) -> None:
             for settings in _draw(method, args.trials)
             for seed in range(args.seeds)
         ]
-        chosen[method], trials = _search(args, method, jobs)
+        chosen[method], trials = _search(executor, method, jobs)
         log += trials
     save(HERE / "settings" / f"{args.dataset}.json", chosen)
     save(HERE / "results" / f"tuning-{args.dataset}.json", log)
 
 
 def _search(
-    args: argparse.Namespace, method: str, jobs: list[Job]
+    executor: ProcessPoolExecutor, method: str, jobs: list[Job]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The settings whose mean over the seeds is best, and what each of them reached."""
     function = run_teacher if method == TEACHER else run_student
     scores: dict[str, list[float]] = defaultdict(list)
-    for result in run_all(method, function, jobs, cores()):
+    for result in run_all(executor, method, function, jobs):
         scores[json.dumps(result["job"]["settings"])].append(_score(method, result))
     ranked = sorted(scores, key=lambda settings: -fmean(scores[settings]))
     log = [

@@ -550,7 +550,7 @@ def test_a_masker_that_takes_values_of_other_samples_is_refused(tmp_path: Path) 
 
 def test_views_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="Expected `views` to be a ModalityViews, got tuple"):
-        TeacherCache.build(Teacher(), ("full", "text"), [make_data(3)], tmp_path)  # type: ignore[arg-type]
+        TeacherCache.build(Teacher(), ("full", "text"), [make_data(3)], tmp_path)
 
 
 def test_an_index_that_was_named_but_is_not_there(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def test_compiled_losses_give_the_same_gradient() -> None:
     student, task = Student(mlp()), Task()
     learner = task.learner(student, SGD(student.parameters(), LR))
     expected = learner.gradient(task.inner, task.outer)
-    task.msd = torch.compile(task.msd, backend="aot_eager")  # type: ignore[assignment]
+    task.msd = torch.compile(task.msd, backend="aot_eager")
     task.msd(task.teacher, task.teacher)
     assert relative(learner.gradient(task.inner, task.outer), expected) < 1e-12
 
