@@ -186,10 +186,11 @@ def _scaled(
     check_pair(student, teacher, dim=dim)
     check_number("temperature", temperature, above=0)
     # The cast comes first: autocast would leave log_softmax of bf16 logits in bf16.
-    return _widen(student) / temperature, _widen(teacher.detach()) / temperature
+    return widen(student) / temperature, widen(teacher.detach()) / temperature
 
 
-def _widen(logits: Tensor) -> Tensor:
+def widen(logits: Tensor) -> Tensor:
+    """Logits in half precision as float32, all others as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -33,6 +33,7 @@ from msdlosses.functional import (
     opposite,
     per_sample,
     view_saliency,
+    widen,
 )
 
 __all__ = [
@@ -442,8 +443,7 @@ def _task_loss(
 def _view(teacher: Mapping[str, Tensor], view: str) -> Tensor:
     if view not in teacher:
         raise KeyError(f"Expected `teacher` to hold the view `{view}`, got {listing(teacher)}.")
-    logits = teacher[view].detach()
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return widen(teacher[view].detach())
 
 
 def _mean(weights: Tensor, valid: Tensor | None) -> Tensor:
