@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from msdlosses import Fill, ModalityViews, Shuffle, TeacherCache
+from msdlosses import Fill, ModalityViews, Shuffle, TeacherCache, _shards
 
 Batch = dict[str, Tensor]
 
@@ -249,7 +251,9 @@ def test_the_teacher_is_in_evaluation_and_comes_back_as_it_was(fails: bool, tmp_
 # --- opened elsewhere
 
 
-PREAMBLE = "import os, sys, torch; from msdlosses import Fill, ModalityViews, TeacherCache\n"
+PREAMBLE = (
+    "import os, signal, sys, torch; from msdlosses import Fill, ModalityViews, TeacherCache\n"
+)
 
 READ = """
 cache = TeacherCache.open(sys.argv[1], fingerprint="v1")
@@ -274,6 +278,93 @@ def test_another_process_opens_it(cache: TeacherCache) -> None:
     done = run(READ, cache.path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == cache[torch.tensor([9, 2])]["text"].tolist()
+
+
+class Counting(nn.Module):
+    """Writes down which samples it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        self.seen += pixels[:, 0].tolist()
+        return pixels
+
+
+def numbered(*rows: int) -> Batch:
+    pixels = torch.tensor([[float(row), -1.0] for row in rows])
+    return {"index": torch.tensor(rows), "pixels": pixels, "tokens": torch.zeros(len(rows), 1)}
+
+
+KILL = """
+def loader():
+    for rows in ([5, 1], [0, 3], [2, 7]):
+        pixels = torch.tensor([[float(row), -1.0] for row in rows])
+        yield {"index": torch.tensor(rows), "pixels": pixels, "tokens": torch.zeros(2, 1)}
+    os.kill(os.getpid(), signal.SIGKILL)
+views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0.0))
+TeacherCache.build(
+    lambda pixels, tokens: pixels, views, loader(), sys.argv[1], fingerprint="v1"
+)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A build of six samples of which the last batch was under way."""
+    assert run(KILL, tmp_path).returncode == -signal.SIGKILL
+    return tmp_path
+
+
+def assert_numbered(cache: TeacherCache, rows: list[int]) -> None:
+    expected = torch.tensor([[float(row), -1.0] for row in rows])
+    assert torch.equal(cache[torch.tensor(rows)]["full"], expected)
+
+
+def tear(folder: Path) -> None:
+    """What a kill between two writes leaves."""
+    with (folder / "0000-0000.records").open("ab") as file:
+        file.write(b"half a record"[:7])
+
+
+@pytest.mark.parametrize("damage", [lambda folder: None, tear], ids=["whole", "torn"])
+def test_a_build_that_was_killed_goes_on_where_it_stopped(
+    damage: Callable[[Path], None], killed: Path
+) -> None:
+    damage(killed)
+    teacher = Counting()
+    loader = [numbered(5, 1), numbered(0, 3), numbered(2, 4), numbered(6)]
+    views = make_views(views_per_forward=3)
+    cache = TeacherCache.build(teacher, views, loader, killed, fingerprint="v1")
+    assert teacher.seen == [2, 4, 2, 4, 0, 0, 6, 6, 0]  # full and text show the pixels
+    assert_numbered(cache, [*range(7)])
+
+
+def test_a_build_that_was_killed_takes_other_batches_when_it_goes_on(killed: Path) -> None:
+    teacher = Counting()
+    loader = [numbered(3, 6, 0), numbered(7, 5), numbered(2)]
+    cache = TeacherCache.build(teacher, make_views(), loader, killed, fingerprint="v1")
+    assert_numbered(cache, [0, 1, 2, 3, 5, 6, 7])  # 1 comes from the first build
+    assert set(teacher.seen) == {3, 6, 0, 7, 5, 2}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fingerprint": "v2"},
+        {"fingerprint": None},
+        {"fingerprint": "v1", "views": ("full", "image")},
+        {"fingerprint": "v1", "top_k": 1},
+    ],
+    ids=str,
+)
+def test_nothing_is_kept_of_another_build(other: dict[str, Any], killed: Path) -> None:
+    teacher, views = Counting(), make_views(views=other.pop("views", None))
+    cache = TeacherCache.build(teacher, views, [numbered(5, 1)], killed, **other)
+    assert teacher.seen
+    with pytest.raises(IndexError, match=r"written, got 3"):
+        cache[torch.tensor([3])]
 
 
 def test_a_build_that_was_killed_is_no_cache_and_is_built_anew(
@@ -350,6 +441,149 @@ def test_a_path_of_folders_that_do_not_exist(teacher: Teacher, tmp_path: Path) -
     assert len(TeacherCache.open(tmp_path / "a" / "b")) == 2
 
 
+# --- large ones
+
+
+@given(data=st.data())
+def test_many_shards_read_like_one(data: st.DataObject) -> None:
+    rows = data.draw(st.permutations(range(30)))
+    read = data.draw(st.lists(st.integers(0, 29), max_size=40))
+    samples, teacher, views = make_data(30), Teacher(), make_views()
+    batches = [rows_of(samples, rows[i : i + 4]) for i in range(0, 30, 4)]
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_shards, "SHARD", data.draw(st.sampled_from([1, 100, 200])))
+        cache = TeacherCache.build(teacher, views, batches, folder)
+        assert len([*cache.path.glob("*.records")]) > 2
+        assert_rounded(
+            cache[torch.tensor(read, dtype=torch.long)],
+            views(teacher, rows_of(samples, read, None)),
+        )
+
+
+RANKS = """
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+class Samples(Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, i):
+        return {"index": i, "pixels": torch.tensor([float(i), -1.0]), "tokens": torch.zeros(1)}
+
+def teacher(pixels, tokens):
+    return pixels
+
+distributed.init_process_group("gloo")
+views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0.0))
+loader = DataLoader(Samples(), batch_size=2, sampler=DistributedSampler(Samples()))
+cache = TeacherCache.build(teacher, views, loader, sys.argv[1], fingerprint="v1")
+assert cache[torch.arange(9)]["full"][:, 0].tolist() == [*range(9)]
+refused = 0
+try:
+    TeacherCache.build(teacher, views, loader, sys.argv[1])
+except FileExistsError:
+    refused += 1
+batch = {"pixels": torch.ones(2, 2), "tokens": torch.zeros(2, 1)}
+try:
+    TeacherCache.build(teacher, views, [batch], sys.argv[1] + "-unordered")
+except KeyError as error:
+    refused += "Expected the batch to hold `index`" in str(error)
+assert refused == 2
+distributed.destroy_process_group()
+"""
+
+
+def torchrun(script: str, folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    file = folder / "script.py"
+    file.write_text(PREAMBLE + script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(file), str(path)]
+    path_of_package = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=path_of_package)
+
+
+def test_several_processes_finish_what_one_has_begun(killed: Path, tmp_path: Path) -> None:
+    """The sampler gives one sample of nine to both, so that their parts are of one size."""
+    done = torchrun(RANKS, tmp_path, killed)
+    assert done.returncode == 0, done.stderr
+    cache = TeacherCache.open(killed, fingerprint="v1")
+    assert_numbered(cache, [*range(9)])
+    assert {path.name[:4] for path in killed.glob("*.records")} == {"0000", "0001"}
+
+
+def test_a_collate_function_reads_it_in_the_workers(cache: TeacherCache) -> None:
+    def collate(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.tensor(rows), cache[torch.tensor(rows)]
+
+    for rows, logits in DataLoader(range(10), 4, num_workers=2, collate_fn=collate):
+        for view, values in cache[rows].items():
+            assert torch.equal(logits[view], values)
+
+
+# --- the largest logits alone
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (4, 3, 9)], ids=str)
+def test_the_largest_are_kept_and_the_rest_shares_what_it_has(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    logits = 5 * torch.randn(shape)
+    cache = TeacherCache.build(passed_on, make_views(), logits_loader(logits), tmp_path, top_k=3)
+    found = cache[torch.arange(len(logits))]["full"]
+    assert found.shape == shape
+    exact, read = logits.softmax(-1), found.softmax(-1)
+    largest = exact.topk(3).indices
+    torch.testing.assert_close(
+        found.gather(-1, largest), logits.topk(3).values, rtol=2**-11, atol=0
+    )
+    torch.testing.assert_close(
+        read.gather(-1, largest), exact.gather(-1, largest), rtol=2e-2, atol=0
+    )
+    others = read.scatter(-1, largest, 0.0)
+    torch.testing.assert_close(
+        others.sum(-1), exact.scatter(-1, largest, 0.0).sum(-1), rtol=2e-2, atol=0
+    )
+    assert all(len(row.unique()) == 2 for row in others.flatten(0, -2))
+
+
+def test_a_cache_of_the_largest_is_small_and_opened_anew(tmp_path: Path) -> None:
+    logits = torch.randn(50, 1000)
+    cache = TeacherCache.build(passed_on, make_views(), logits_loader(logits), tmp_path, top_k=8)
+    (records,) = tmp_path.glob("*.records")
+    assert records.stat().st_size <= 4096 + 50 * 3 * (8 * (2 + 4) + 2)
+    rows = torch.tensor([49, 0])
+    assert torch.equal(TeacherCache.open(tmp_path)[rows]["full"], cache[rows]["full"])
+
+
+@pytest.mark.parametrize("view", ["full", "image"])
+def test_with_all_but_one_class_nothing_is_lost(view: str, tmp_path: Path) -> None:
+    logits = torch.randn(20, 7)
+    cache = TeacherCache.build(passed_on, make_views(), logits_loader(logits), tmp_path, top_k=6)
+    torch.testing.assert_close(cache[torch.arange(20)][view], logits, rtol=2**-11, atol=2**-20)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "kind", "message"),
+    [
+        (0, ValueError, "`top_k` of at least 1, got 0"),
+        (2.0, TypeError, "`top_k` to be an integer, got float"),
+        (4, ValueError, r"more classes than `top_k` = 4 in `full`, got .* \(3, 4\)"),
+    ],
+)
+def test_a_number_of_largest_that_can_not_be(
+    top_k: Any, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=rf"Expected {message}"):
+        TeacherCache.build(
+            passed_on,
+            make_views(),
+            of_logits([1.0] * 4, [2.0] * 4, [0.0] * 4),
+            tmp_path,
+            top_k=top_k,
+        )
+
+
 # --- files that are not of this cache
 
 
@@ -407,7 +641,7 @@ def test_a_damaged_or_foreign_file_is_refused(
 ) -> None:
     other = TeacherCache.build(teacher, make_views(), [make_data(10)], tmp_path / "other").path
     names = [path.name for path in data_files(cache.path)]
-    assert len(names) == 4  # one for each view, and one for which rows were written
+    assert names == ["0000-0000.records", "places.i8"]
     for name in names:
         folder = tmp_path / name
         shutil.copytree(cache.path, folder)
@@ -441,7 +675,7 @@ def test_a_manifest_that_lacks_something(asked: str | None, cache: TeacherCache)
         with pytest.raises(ValueError, match="Expected a") as error:
             TeacherCache.open(cache.path, fingerprint=asked)
         assert "KeyError" not in str(error.value)
-    path.write_text(json.dumps({**whole, "views": {"full": {}}}))
+    path.write_text(json.dumps({**whole, "views": {"full": 4}}))
     with pytest.raises(ValueError, match="Expected a whole manifest"):
         TeacherCache.open(cache.path)
 

@@ -51,7 +51,7 @@ NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
 # A module imports from those of earlier lines alone.
 ORDER = [
     {"_checks"},
-    {"_fitted", "functional"},
+    {"_fitted", "_shards", "functional"},
     {"masking", "weighting"},
     {"losses"},
     {"cache", "meta"},

@@ -63,6 +63,18 @@ def copy(batch: Batch, shared: Collection[str]) -> Batch:
     return copied
 
 
+def move(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device; to a GPU without waiting, where it is in pinned memory."""
+    launch = torch.device(device).type == "cuda"
+
+    def to(_: str, values: Sequence[Any]) -> Any:
+        value = values[0]
+        return value.to(device, non_blocking=launch) if isinstance(value, Tensor) else value
+
+    moved: Batch = _map(to, [batch])
+    return moved
+
+
 def stack(batches: Sequence[Batch], shared: Collection[str]) -> Batch:
     """Views of one batch, one behind the other along the batch axis."""
 
