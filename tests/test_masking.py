@@ -128,6 +128,138 @@ def test_views_come_in_the_order_in_which_they_are_asked_for() -> None:
     assert list(views(Model(), make_batch())) == ["text", "full"]
 
 
+# --- every tower once
+
+
+class Late(nn.Module):
+    """A tower for each entry, and a head on all their features; double, to compare gradients."""
+
+    def __init__(self, count: int, *, nested: bool = False) -> None:
+        super().__init__()
+        self.names = {m: ENTRIES[m] for m in list(ENTRIES)[:count]}
+        sizes = {m: torch.Size(SHAPES[entry]).numel() for m, entry in self.names.items()}
+        self.layers = nn.ModuleDict({m: nn.Linear(size, 4) for m, size in sizes.items()})
+        self.mix = nn.Linear(4 * count, 3)
+        self.nested = nested
+        self.rows: list[int] = []
+        self.double()
+
+    def towers(self, **batch: Tensor) -> Batch:
+        entries = {m: batch[entry].flatten(1).double() for m, entry in self.names.items()}
+        self.rows += [len(entry) for entry in entries.values()]
+        features = {m: self.layers[m](entry).tanh() for m, entry in entries.items()}
+        return {m: {"last": [f]} for m, f in features.items()} if self.nested else features
+
+    def head(self, **features: Any) -> Tensor:
+        parts = [features[m]["last"][0] if self.nested else features[m] for m in self.names]
+        logits: Tensor = self.mix(torch.cat(parts, -1)).tanh()
+        return logits
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.head(**self.towers(**batch))
+
+
+@given(data=st.data())
+def test_towers_that_run_once_give_the_logits_and_gradients_of_masked_inputs(
+    data: st.DataObject,
+) -> None:
+    count, size = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 4))
+    names = data.draw(st.lists(st.sampled_from(every_view(count)), min_size=1, unique=True))
+    step = data.draw(st.sampled_from([None, 1, 2]))
+    learned = LearnedFill(pixels=torch.rand(2, 3, dtype=torch.double))
+    maskers = {m: Fill(**{ENTRIES[m]: 0}) for m in list(ENTRIES)[1:count]}
+    views = ModalityViews(image=learned, **maskers, views=names, views_per_forward=step)
+    model, batch = Late(count, nested=data.draw(st.booleans())), make_batch(size, count)
+    batch["pixels"] = batch["pixels"].double().requires_grad_()
+    wanted = [batch["pixels"], *learned.parameters(), *model.parameters()]
+    expected, actual = views(model, batch), views.late_fusion(model.towers, model.head, batch)
+    for logits in (expected, actual):
+        assert list(logits) == names
+    for name, logits in actual.items():
+        torch.testing.assert_close(logits, expected[name], rtol=0, atol=1e-12)
+    total, other = (sum((v**2).sum() for v in views.values()) for views in (expected, actual))
+    gradients = torch.autograd.grad(total, wanted, materialize_grads=True)
+    others = torch.autograd.grad(other, wanted, materialize_grads=True)
+    for gradient, by_features in zip(gradients, others, strict=True):
+        torch.testing.assert_close(by_features, gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [None, 1])
+def test_each_tower_runs_once_on_the_samples_and_a_blank_one(step: int | None) -> None:
+    model = Late(3)
+    make_views(3, views_per_forward=step).late_fusion(model.towers, model.head, make_batch(5, 3))
+    assert model.rows == [6, 6, 6]
+
+
+def test_what_is_ignored_or_shared_is_so_for_towers_too() -> None:
+    views = make_views(ignore=("index",), shared=("scale",), unpack=False)
+    batch = {**make_batch(), "index": torch.arange(4), "scale": torch.ones(3)}
+    seen: list[set[str]] = []
+
+    def towers(given: Batch) -> Batch:
+        seen.append(set(given))
+        assert given["scale"] is batch["scale"]
+        return {"image": given["pixels"].flatten(1)[:, :3], "text": given["tokens"][:, :3]}
+
+    def head(features: Batch) -> Tensor:
+        total: Tensor = features["image"] + features["text"]
+        return total
+
+    logits = views.late_fusion(towers, head, batch)
+    assert seen == [{"pixels", "tokens", "scale"}]
+    assert torch.equal(logits["image"], batch["pixels"].flatten(1)[:, :3])
+
+
+def test_no_samples_have_no_logits() -> None:
+    model = Late(2)
+    logits = make_views().late_fusion(model.towers, model.head, make_batch(0))
+    assert {name: tuple(value.shape) for name, value in logits.items()} == dict.fromkeys(
+        ("full", "image", "text"), (0, 3)
+    )
+
+
+def first(features: Batch) -> Batch:
+    return {m: f[:1] for m, f in features.items()}
+
+
+LATE: dict[str, tuple[Callable[[Late], tuple[Any, Any]], type[Exception], str]] = {
+    "no towers": (lambda model: (None, model.head), TypeError, "`towers` to be callable"),
+    "no head": (lambda model: (model.towers, 3), TypeError, "`head` to be callable, got int"),
+    "a tensor": (
+        lambda model: (lambda **b: b["pixels"], model.head),
+        TypeError,
+        r"mapping of modalities, got float32 \(5, 2, 3\)",
+    ),
+    "names": (
+        lambda model: (lambda **b: b, model.head),
+        ValueError,
+        "features of `image`, `text`, got `pixels`, `tokens`",
+    ),
+    "rows": (
+        lambda model: (lambda **b: first(model.towers(**b)), model.head),
+        ValueError,
+        r"5 rows of `image`, .* got \(1, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_towers_and_heads_of_another_kind(name: str) -> None:
+    make, kind, message = LATE[name]
+    with pytest.raises(kind, match=f"Expected .*{message}"):
+        make_views().late_fusion(*make(Late(2)), make_batch())
+
+
+@pytest.mark.parametrize(
+    ("masker", "message"),
+    [(Shuffle("pixels"), "Shuffle"), (Fill(pixels=0.0, keep=0), "Fill with `keep`")],
+)
+def test_blank_inputs_that_differ_are_refused(masker: nn.Module, message: str) -> None:
+    views, model = ModalityViews(image=masker, text=Fill(tokens=0)), Late(2)
+    with pytest.raises(ValueError, match=f"all samples alike, got {message} for `image`"):
+        views.late_fusion(model.towers, model.head, make_batch())
+
+
 # --- forwards
 
 

@@ -75,6 +75,30 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
     return moved
 
 
+def narrow(batch: Batch, start: int, stop: int | None, shared: Collection[str] = ()) -> Batch:
+    """Some samples that follow each other."""
+
+    def cut(name: str, values: Sequence[Any]) -> Any:
+        value = values[0]
+        batched = isinstance(value, Tensor) and value.ndim and name not in shared
+        return value[start:stop] if batched else value
+
+    narrowed: Batch = _map(cut, [batch], skip=shared)
+    return narrowed
+
+
+def expand(batch: Batch, size: int) -> Batch:
+    """One sample as many times as there are samples, without a copy."""
+
+    def repeat(_: str, values: Sequence[Any]) -> Any:
+        value = values[0]
+        batched = isinstance(value, Tensor) and value.ndim
+        return value.expand(size, *value.shape[1:]) if batched else value
+
+    expanded: Batch = _map(repeat, [batch])
+    return expanded
+
+
 def stack(batches: Sequence[Batch], shared: Collection[str]) -> Batch:
     """Views of one batch, one behind the other along the batch axis."""
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_mask, check_number, describe, listing
+from msdlosses._checks import check_callable, check_mask, check_number, describe, listing
 from msdlosses.functional import FULL
-from msdlosses.masking._batches import Batch, copy, drop, leaves, stack, where
-from msdlosses.masking._maskers import EntryMasker
+from msdlosses.masking._batches import (
+    Batch,
+    copy,
+    drop,
+    expand,
+    leaves,
+    narrow,
+    stack,
+    where,
+)
+from msdlosses.masking._maskers import EntryMasker, Shuffle
 
 Masker = Callable[[Batch], Batch]
 
@@ -121,17 +130,58 @@ class ModalityViews(nn.Module):
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """The model's logits for each view: view -> (N, ...)."""
-        if not callable(model):
-            raise TypeError(f"Expected `model` to be callable, got {describe(model)}.")
+        check_callable("model", model)
         size, _ = self.size(batch)
-        step = self.views_per_forward or len(self.names)
-        logits: dict[str, Tensor] = {}
-        for start in range(0, len(self.names), step):
-            names = self.names[start : start + step]
-            stacked = stack([self._input(batch, view) for view in names], self.shared)
-            parts = self._logits(model, stacked, len(names), size)
-            logits |= zip(names, parts, strict=True)
-        return logits
+        return self._run(model, size, lambda view: self._input(batch, view), self.shared)
+
+    def late_fusion(
+        self, towers: Callable[..., Any], head: Callable[..., Any], batch: Batch
+    ) -> dict[str, Tensor]:
+        """The logits for each view of a model that fuses late: every tower runs only once.
+
+        For a model whose forward is ``head(**towers(**batch))``. A modality is taken away at the
+        features, where its tower's output for a blank input stands for it. Logits and gradients
+        are those of ``views(model, batch)`` but for dropout, of which all views share one draw,
+        and for batch statistics.
+
+        Args:
+            towers: called with the batch; gives modality -> features, tensors or a nested batch
+                of such, each of them made from its modality alone.
+            head: called with these features; gives the logits.
+            batch: the input. The blank input is its first sample without any modality, so all
+                that a tower is given must be blank alike for all samples: the maskers name
+                attention masks too, and none has a ``keep``.
+
+        Shape:
+            Each view: (N, ...), as the head returns it.
+
+        Raises:
+            TypeError: towers or a head that can't be called, or features that are no mapping.
+            ValueError: features named otherwise than the modalities, or not one row per sample;
+                a `Shuffle` or a ``keep``, which make no two blank inputs alike.
+
+        Example:
+            >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0.0))
+            >>> image, text = nn.Linear(4, 8), nn.Linear(3, 8)
+            >>> towers = lambda pixels, tokens: {"image": image(pixels), "text": text(tokens)}
+            >>> head = lambda image, text: image + text
+            >>> batch = {"pixels": torch.rand(2, 4), "tokens": torch.rand(2, 3)}
+            >>> [tuple(logits.shape) for logits in views.late_fusion(towers, head, batch).values()]
+            [(2, 8), (2, 8), (2, 8)]
+
+        Source: [ours].
+        """
+        check_callable("towers", towers)
+        check_callable("head", head)
+        size, _ = self.size(batch)
+        features = self._features(towers, batch, size)
+        present, blank = narrow(features, 0, size), expand(narrow(features, size, None), size)
+
+        def seen(view: str) -> Batch:
+            shown = self.shown(view)
+            return {m: (present if m in shown else blank)[m] for m in self.modalities}
+
+        return self._run(head, size, seen, ())
 
     def valid(self, present: Mapping[str, Tensor]) -> Tensor:
         """Which views of which samples are valid: those whose every shown modality is present.
@@ -177,6 +227,33 @@ class ModalityViews(nn.Module):
         if first is None:
             raise ValueError("Expected `batch` to hold a batched tensor, got none.")
         return len(first[1]), first[1].device
+
+    def _run(
+        self,
+        model: Callable[..., Any],
+        size: int,
+        seen: Callable[[str], Batch],
+        shared: Collection[str],
+    ) -> dict[str, Tensor]:
+        """A model on what it sees in each view, a few views stacked at a time."""
+        step = self.views_per_forward or len(self.names)
+        logits: dict[str, Tensor] = {}
+        for start in range(0, len(self.names), step):
+            names = self.names[start : start + step]
+            stacked = stack([seen(view) for view in names], shared)
+            logits |= zip(names, self._logits(model, stacked, len(names), size), strict=True)
+        return logits
+
+    def _features(self, towers: Callable[..., Any], batch: Batch, size: int) -> Batch:
+        """The features of the batch, and behind them those of a blank sample."""
+        _check_blanks(self.maskers)
+        blank = narrow(batch, 0, 1, self.shared)
+        for modality in self.modalities:
+            blank = _take_away(self, modality, blank)
+        whole = stack([drop(part, self.ignore) for part in (batch, blank)], self.shared)
+        features = towers(**whole) if self.unpack else towers(whole)
+        _check_features(features, self.modalities, size + min(size, 1))
+        return cast(Batch, features)
 
     def _input(self, batch: Batch, view: str) -> Batch:
         shown = self.shown(view)
@@ -276,6 +353,34 @@ def _take_away(views: ModalityViews, modality: str, batch: Batch) -> Batch:
             f"Expected the masker of `{modality}` to return a mapping, got {describe(masked)}."
         )
     return masked
+
+
+def _check_blanks(maskers: nn.ModuleDict) -> None:
+    for modality, masker in maskers.items():
+        if isinstance(masker, Shuffle) or getattr(masker, "keep", None) is not None:
+            raise ValueError(
+                "Expected maskers that make all samples alike, got "
+                f"{describe(masker)}{' with `keep`' * (not isinstance(masker, Shuffle))} for "
+                f"`{modality}`: mask the inputs."
+            )
+
+
+def _check_features(features: object, modalities: Sequence[str], rows: int) -> None:
+    if not isinstance(features, Mapping):
+        raise TypeError(
+            f"Expected `towers` to return a mapping of modalities, got {describe(features)}."
+        )
+    if set(features) != set(modalities):
+        raise ValueError(
+            f"Expected `towers` to return features of {listing(modalities)}, "
+            f"got {listing(features)}."
+        )
+    for name, entry in leaves(features):
+        if len(entry) != rows:
+            raise ValueError(
+                f"Expected `towers` to return {rows} rows of `{name}`, one for each sample and "
+                f"one for a blank input, got {tuple(entry.shape)}."
+            )
 
 
 def _check_options(**options: Any) -> None:
