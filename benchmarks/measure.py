@@ -151,24 +151,30 @@ def compare(
     variants: Mapping[str, Variant],
     *,
     baseline: str,
+    second: str | None = None,
     device: str = "cpu",
     rounds: int = 30,
     compiled: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A group of results: times, peak and, but for what is compiled, the exact counts."""
-    rows: dict[str, Any] = dict(
-        summary(interleaved(variants, rounds=rounds, device=device), baseline)
-    )
+    """A group of results: times, peak and, but for what is compiled, the exact counts.
+
+    Ratios are to the baseline; where a second one is named, to that one too.
+    """
+    times = interleaved(variants, rounds=rounds, device=device)
+    rows: dict[str, Any] = dict(summary(times, baseline))
+    if second is not None:
+        for name, row in summary(times, second).items():
+            rows[name]["second_ratio"] = row["ratio"]
     for name, variant in variants.items():
         rows[name]["peak_bytes"] = peak_memory(variant, device=device)
         if name not in compiled:  # inside a compiled function there are no operators to count
             rows[name] |= counts(variant)
-    return {"title": title, "baseline": baseline, "rows": rows}
+    return {"title": title, "baseline": baseline, "second": second, "rows": rows}
 
 
 def publish(name: str, groups: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
     """Print the tables, and write the JSON: NAME.json, or NAME-cuda.json on a GPU."""
-    console = Console()
+    console = Console(width=WIDTH)
     for group in groups:
         console.print(table(group))
     suffix = "" if args.device == "cpu" else "-cuda"
@@ -180,6 +186,7 @@ def publish(name: str, groups: Sequence[Mapping[str, Any]], args: argparse.Names
 def table(group: Mapping[str, Any]) -> Table:
     """One group: the ratio to its baseline with quartiles, and what was counted."""
     columns = {
+        "second_ratio": (f"to {group['second']}", lambda ratio: f"{ratio[1]:.3g}"),
         "kernels": ("kernels", str),
         "saved_bytes": ("saved MB", _megabytes),
         "peak_bytes": ("peak MB", _megabytes),
@@ -187,14 +194,16 @@ def table(group: Mapping[str, Any]) -> Table:
     rows = group["rows"]
     shown = [key for key in columns if any(key in row for row in rows.values())]
     drawn = Table(box=SIMPLE_HEAD, title=group["title"])
-    drawn.add_column(f"ratio to {group['baseline']}")
-    for title in ("median", "quartiles", "ms", *(columns[key][0] for key in shown)):
-        drawn.add_column(title, justify="right", no_wrap=True)
+    drawn.add_column(no_wrap=True)
+    for title in (f"to {group['baseline']}", "quartiles", "ms"):
+        drawn.add_column(title, justify="right")
+    for key in shown:
+        drawn.add_column(columns[key][0], justify="right")
     for name, row in rows.items():
-        low, middle, high = row["ratio"]
+        low, middle, high = (f"{value:.3g}" for value in row["ratio"])
         cells = [columns[key][1](row[key]) if key in row else "" for key in shown]
         milliseconds = f"{1e3 * row['seconds'][1]:.3g}"
-        drawn.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", milliseconds, *cells)
+        drawn.add_row(name, middle, f"{low} - {high}", milliseconds, *cells)
     return drawn
 
 

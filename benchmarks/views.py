@@ -1,0 +1,175 @@
+"""How long a training step takes, by where the teacher's and the student's views come from.
+
+    python -m benchmarks.views
+
+A teacher's logits are computed in each step or read from a cache; a student's views are forwards
+of their own, one stacked forward, or one run of each tower and a head on the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import measure
+from msdlosses import Fill, KDLoss, ModalityViews, MSDLoss, TeacherCache
+
+BATCH, CLASSES = 64, 23
+PATCHES, PATCH = 49, 96
+WORDS, VOCABULARY, PAD = 32, 1000, 0
+MASKERS = {"image": Fill(pixels=0.0), "text": Fill(tokens=PAD)}
+
+Batch = dict[str, Tensor]
+Logits = dict[str, Tensor]
+
+
+class TwoTowers(nn.Module):
+    """One tower for the picture, one for the text, a head on what both say."""
+
+    def __init__(self, picture: nn.Module, text: nn.Module, width: int) -> None:
+        super().__init__()
+        self.picture = picture
+        self.text = text
+        layers = (nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, CLASSES))
+        self.classifier = nn.Sequential(*layers)
+
+    def towers(self, pixels: Tensor, tokens: Tensor) -> Batch:
+        return {"image": self.picture(pixels), "text": self.text(tokens)}
+
+    def head(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.classifier(torch.cat([image, text], -1))
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        return self.head(**self.towers(pixels, tokens))
+
+
+class Transformer(nn.Module):
+    """Embeds, attends, and takes the mean over positions."""
+
+    def __init__(self, embed: nn.Module, width: int, layers: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.embed = embed
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, entry: Tensor) -> Tensor:
+        return self.encoder(self.embed(entry)).mean(1)
+
+
+def transformers(width: int, layers: int) -> TwoTowers:
+    picture = Transformer(nn.Linear(PATCH, width), width, layers)
+    return TwoTowers(picture, Transformer(nn.Embedding(VOCABULARY, width), width, layers), width)
+
+
+def perceptrons(width: int, layers: int) -> TwoTowers:
+    def tower(*first: nn.Module) -> nn.Module:
+        hidden = [m for _ in range(layers) for m in (nn.ReLU(), nn.Linear(width, width))]
+        return nn.Sequential(*first, *hidden)
+
+    words = nn.EmbeddingBag(VOCABULARY, width, mode="mean")
+    return TwoTowers(tower(nn.Flatten(), nn.Linear(PATCHES * PATCH, width)), tower(words), width)
+
+
+class Step:
+    """One step of the student's training: the loss, its gradient, the optimiser."""
+
+    def __init__(self, student: nn.Module, batch: Batch, target: Tensor) -> None:
+        self.student, self.batch, self.target = student, batch, target
+        self.optimizer = torch.optim.AdamW(student.parameters(), 1e-4)
+
+    def __call__(
+        self,
+        student: Callable[[], Logits],
+        teacher: Callable[[], Logits],
+        distil: Callable[[Logits, Logits], Tensor],
+    ) -> None:
+        with torch.no_grad():
+            taught = teacher()
+        logits = student()
+        loss = F.cross_entropy(logits["full"], self.target) + distil(logits, taught)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def group(
+    title: str, teacher: TwoTowers, student: TwoTowers, folder: Path, args: Any
+) -> dict[str, Any]:
+    device = args.device
+    teacher, student = teacher.to(device).eval(), student.to(device)
+    whole, views = (_views(device, views=names) for names in (("full",), None))
+    separate = _views(device, views_per_forward=1)
+    batch, target = _batch(device)
+    cache = TeacherCache.build(teacher, views, [batch], folder)
+    index, entries = batch["index"].cpu(), {k: v for k, v in batch.items() if k != "index"}
+    step = Step(student, entries, target)
+    kd, msd = KDLoss(2.0), MSDLoss(KDLoss(2.0))
+
+    def cached() -> Logits:
+        return {v: logits.to(device, non_blocking=True) for v, logits in cache[index].items()}
+
+    def late() -> Logits:
+        return views.late_fusion(student.towers, student.head, entries)
+
+    def kd_step(taught: Callable[[], Logits]) -> None:
+        step(lambda: whole(student, entries), taught, lambda s, t: kd(s["full"], t["full"]))
+
+    variants: dict[str, measure.Variant] = {
+        "KD, live teacher": lambda: kd_step(lambda: whole(teacher, entries)),
+        "KD, cached teacher": lambda: kd_step(cached),
+        "MSD, live teacher, stacked": lambda: step(
+            lambda: views(student, entries), lambda: views(teacher, entries), msd
+        ),
+        "MSD, cached, separate": lambda: step(lambda: separate(student, entries), cached, msd),
+        "MSD, cached, stacked": lambda: step(lambda: views(student, entries), cached, msd),
+        "MSD, cached, towers once": lambda: step(late, cached, msd),
+    }
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
+    title = f"{title}, batch {BATCH}, {CLASSES} classes, {sizes[0]:,} and {sizes[1]:,} parameters"
+    return measure.compare(
+        title,
+        variants,
+        baseline="KD, cached teacher",
+        second="KD, live teacher",
+        device=device,
+        rounds=args.rounds,
+    )
+
+
+def _views(device: str, **options: Any) -> ModalityViews:
+    return ModalityViews(**MASKERS, ignore=("index",), **options).to(device)
+
+
+def _batch(device: str) -> tuple[Batch, Tensor]:
+    entries = {
+        "index": torch.arange(BATCH),
+        "pixels": torch.randn(BATCH, PATCHES, PATCH),
+        "tokens": torch.randint(1, VOCABULARY, (BATCH, WORDS)),
+    }
+    return {k: v.to(device) for k, v in entries.items()}, torch.randint(
+        CLASSES, (BATCH,), device=device
+    )
+
+
+def main() -> None:
+    args = measure.arguments(__doc__)
+    torch.manual_seed(0)
+    with TemporaryDirectory() as folder:
+        pairs = {
+            "two-tower Transformer": (transformers(256, 4), transformers(128, 2)),
+            "two-tower MLP": (perceptrons(1024, 2), perceptrons(64, 2)),
+        }
+        groups = [
+            group(title, *models, Path(folder) / title, args) for title, models in pairs.items()
+        ]
+    measure.publish("views", groups, args)
+
+
+if __name__ == "__main__":
+    main()
