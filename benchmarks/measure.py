@@ -204,6 +204,8 @@ def table(group: Mapping[str, Any]) -> Table:
         cells = [columns[key][1](row[key]) if key in row else "" for key in shown]
         milliseconds = f"{1e3 * row['seconds'][1]:.3g}"
         drawn.add_row(name, middle, f"{low} - {high}", milliseconds, *cells)
+    skipped = group.get("skipped", {}).items()
+    drawn.caption = "; ".join(f"{name}: {reason}" for name, reason in skipped) or None
     return drawn
 
 
