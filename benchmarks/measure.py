@@ -39,7 +39,7 @@ Times = dict[str, list[float]]
 RESULTS = Path(__file__).parent / "results"
 SHORTEST = 1e-3  # seconds that a measurement lasts at least, by calling more than once
 FLUSH = 256 * 2**20  # bytes: more than a GPU's cache holds
-WIDTH = 96  # of the tables in a page
+WIDTH = 100  # of the tables in a page
 PACKAGES = ("torch", "numpy", "higher", "triton", "torchdistill", "liger-kernel")
 
 
@@ -172,50 +172,68 @@ def compare(
     return {"title": title, "baseline": baseline, "second": second, "rows": rows}
 
 
-def publish(name: str, groups: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+def publish(
+    name: str,
+    groups: Sequence[Mapping[str, Any]],
+    args: argparse.Namespace,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
     """Print the tables, and write the JSON: NAME.json, or NAME-cuda.json on a GPU."""
-    console = Console(width=WIDTH)
-    for group in groups:
-        console.print(table(group))
+    console = Console(width=WIDTH, highlight=False)
+    content = {"machine": machine(args.device), "groups": list(groups), "notes": notes or {}}
+    console.print(text(content))
     suffix = "" if args.device == "cpu" else "-cuda"
     path = args.out / f"{name}{suffix}.json"
-    save(path, {"machine": machine(args.device), "groups": list(groups)})
+    save(path, content)
     console.print(f"results: {path}")
 
 
-def table(group: Mapping[str, Any]) -> Table:
+def text(content: Mapping[str, Any]) -> str:
+    """What a run printed, from its JSON."""
+    page = io.StringIO()
+    console = Console(file=page, width=WIDTH, force_terminal=False)
+    for group in content["groups"]:
+        console.print(_table(group))
+    for name, value in content["notes"].items():
+        console.print(f"{name}: {value}")
+    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+
+
+def _table(group: Mapping[str, Any]) -> Table:
     """One group: the ratio to its baseline with quartiles, and what was counted."""
     columns = {
-        "second_ratio": (f"to {group['second']}", lambda ratio: f"{ratio[1]:.3g}"),
+        "second_ratio": ("2nd ratio", lambda ratio: _digits(ratio[1])),
         "kernels": ("kernels", str),
-        "saved_bytes": ("saved MB", _megabytes),
-        "peak_bytes": ("peak MB", _megabytes),
+        "saved_bytes": ("saved MB", lambda size: _digits(size / 1e6)),
+        "peak_bytes": ("peak MB", lambda size: _digits(size / 1e6)),
     }
     rows = group["rows"]
     shown = [key for key in columns if any(key in row for row in rows.values())]
-    drawn = Table(box=SIMPLE_HEAD, title=group["title"])
+    drawn = Table(
+        box=SIMPLE_HEAD, title=group["title"], caption=_caption(group), collapse_padding=True
+    )
     drawn.add_column(no_wrap=True)
-    for title in (f"to {group['baseline']}", "quartiles", "ms"):
-        drawn.add_column(title, justify="right")
-    for key in shown:
-        drawn.add_column(columns[key][0], justify="right")
+    for title in ("ratio", "quartiles", "ms", *(columns[key][0] for key in shown)):
+        drawn.add_column(title, justify="right", no_wrap=True)
     for name, row in rows.items():
-        low, middle, high = (f"{value:.3g}" for value in row["ratio"])
+        low, middle, high = map(_digits, row["ratio"])
         cells = [columns[key][1](row[key]) if key in row else "" for key in shown]
-        milliseconds = f"{1e3 * row['seconds'][1]:.3g}"
-        drawn.add_row(name, middle, f"{low} - {high}", milliseconds, *cells)
-    skipped = group.get("skipped", {}).items()
-    drawn.caption = "; ".join(f"{name}: {reason}" for name, reason in skipped) or None
+        drawn.add_row(name, middle, f"{low} - {high}", _digits(1e3 * row["seconds"][1]), *cells)
     return drawn
 
 
-def text(groups: Sequence[Mapping[str, Any]]) -> str:
-    """The tables as a page shows them."""
-    page = io.StringIO()
-    console = Console(file=page, width=WIDTH, force_terminal=False)
-    for group in groups:
-        console.print(table(group))
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+def _caption(group: Mapping[str, Any]) -> str:
+    second = group["second"] and f"; 2nd ratio: to {group['second']}"
+    skipped = [f"; {name}: {reason}" for name, reason in group.get("skipped", {}).items()]
+    return f"ratio: to {group['baseline']}{second or ''}{''.join(skipped)}"
+
+
+def _digits(value: float) -> str:
+    """Three digits."""
+    if value >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -278,10 +296,6 @@ def _cuda_clock(device: str) -> Callable[[Variant, int], float]:
 
 def _quartiles(values: np.ndarray) -> list[float]:
     return [float(f"{value:.4g}") for value in np.quantile(values, (0.25, 0.5, 0.75))]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.3g}"
 
 
 def _processor() -> str:

@@ -105,9 +105,9 @@ def group(
     teacher, student = teacher.to(device).eval(), student.to(device)
     whole, views = (_views(device, views=names) for names in (("full",), None))
     separate = _views(device, views_per_forward=1)
-    batch, target = _batch(device)
-    cache = TeacherCache.build(teacher, views, [batch], folder)
-    index, entries = batch["index"].cpu(), {k: v for k, v in batch.items() if k != "index"}
+    entries, target = make_batch(BATCH, device)
+    cache = TeacherCache.build(teacher, views, [entries], folder)
+    index = torch.randperm(BATCH)
     step = Step(student, entries, target)
     kd, msd = KDLoss(2.0), MSDLoss(KDLoss(2.0))
 
@@ -143,18 +143,13 @@ def group(
 
 
 def _views(device: str, **options: Any) -> ModalityViews:
-    return ModalityViews(**MASKERS, ignore=("index",), **options).to(device)
+    return ModalityViews(**MASKERS, **options).to(device)
 
 
-def _batch(device: str) -> tuple[Batch, Tensor]:
-    entries = {
-        "index": torch.arange(BATCH),
-        "pixels": torch.randn(BATCH, PATCHES, PATCH),
-        "tokens": torch.randint(1, VOCABULARY, (BATCH, WORDS)),
-    }
-    return {k: v.to(device) for k, v in entries.items()}, torch.randint(
-        CLASSES, (BATCH,), device=device
-    )
+def make_batch(size: int, device: str) -> tuple[Batch, Tensor]:
+    pixels = torch.randn(size, PATCHES, PATCH, device=device)
+    tokens = torch.randint(1, VOCABULARY, (size, WORDS), device=device)
+    return {"pixels": pixels, "tokens": tokens}, torch.randint(CLASSES, (size,), device=device)
 
 
 def main() -> None:

@@ -96,4 +96,4 @@ def test_what_is_printed_is_what_is_written(tmp_path: Path, capsys: Any) -> None
     printed = capsys.readouterr().out
     assert "squares" in printed
     assert "product" in printed
-    assert "product" in measure.text(written["groups"])
+    assert "product" in measure.text(written)
