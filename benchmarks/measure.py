@@ -72,7 +72,10 @@ def summary(times: Times, baseline: str) -> dict[str, dict[str, list[float]]]:
 
 
 def peak_memory(function: Variant, *, device: str = "cpu") -> int:
-    """The bytes of tensors that a call holds at once, over what was there before it."""
+    """The bytes of tensors that a call holds at once, over what was there before it.
+
+    The call must not free what it finds, such as the gradients of the call before.
+    """
     function()  # what is made once, such as a library's workspace, is not counted
     gc.collect()
     if device.startswith("cuda"):

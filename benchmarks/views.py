@@ -93,9 +93,9 @@ class Step:
             taught = teacher()
         logits = student()
         loss = F.cross_entropy(logits["full"], self.target) + distil(logits, taught)
-        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def group(
