@@ -26,10 +26,16 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.picture = nn.Linear(4, 8)
         self.words = nn.Embedding(10, 8, padding_idx=PAD)
-        self.head = nn.Linear(16, C)
+        self.last = nn.Linear(16, C)
+
+    def towers(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        return {"image": self.picture(pixels), "text": self.words(tokens).mean(1)}
+
+    def head(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.last(torch.cat([image, text], -1).tanh())
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        return self.head(torch.cat([self.picture(pixels), self.words(tokens).mean(1)], -1).tanh())
+        return self.head(**self.towers(pixels, tokens))
 
 
 def docstring(namespace: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from msdlosses import (
     Fill,
@@ -30,6 +34,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 NAMES = ("full", "image", "text")
 DEVICES = ("cpu", "cuda")
+
+StepData = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
 class Student(nn.Module):
@@ -101,6 +107,106 @@ def test_a_cache_is_read_to_where_its_index_is(tmp_path: Path) -> None:
     logits = cache[torch.arange(6, device="cuda")]
     with torch.no_grad():
         assert_close(logits, views(teacher, make_batch("cuda")), rtol=1e-3, atol=1e-3)
+
+
+def test_a_cache_is_built_from_pinned_batches_one_behind_the_other(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    entries = {"pixels": torch.randn(50, 4), "words": torch.randn(50, 7, 3)}
+    samples = [{"index": i, **{k: v[i] for k, v in entries.items()}} for i in range(50)]
+    loader = DataLoader(samples, batch_size=8, shuffle=True, pin_memory=True)
+    teacher, views = Student(), make_views()
+    expected = views(teacher, entries)
+    cache = TeacherCache.build(teacher.cuda(), views.cuda(), loader, tmp_path, device="cuda")
+    found = cache[torch.arange(50)]
+    assert_close(found, {k: v.detach() for k, v in expected.items()}, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, 70000.0])
+def test_what_fp16_can_not_hold_is_refused_after_the_transfer(bad: float, tmp_path: Path) -> None:
+    batch = {**make_batch("cuda"), "pixels": torch.full((6, 4), bad, device="cuda")}
+    with pytest.raises(ValueError, match="Expected teacher logits"):
+        TeacherCache.build(lambda pixels, words: pixels, make_views().cuda(), [batch], tmp_path)
+
+
+class Late(nn.Module):
+    """Two towers and a head, without anything that draws or that second derivatives lack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Linear(4, 8)
+        self.text = nn.Linear(21, 8)
+        self.last = nn.Linear(16, 5)
+
+    def towers(self, pixels: Tensor, words: Tensor) -> dict[str, Tensor]:
+        return {"image": self.image(pixels).tanh(), "text": self.text(words.flatten(1)).tanh()}
+
+    def head(self, image: Tensor, text: Tensor) -> Tensor:
+        logits: Tensor = self.last(torch.cat([image, text], dim=-1))
+        return logits
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        return self.head(**self.towers(pixels, words))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["stacked", "towers once"])
+def test_a_whole_step_is_captured_in_a_graph(late: bool) -> None:
+    """Views, losses, weights, backward and the optimiser: replayed, they do the same steps."""
+    torch.manual_seed(0)
+    student, views = Late().cuda(), make_views().cuda()
+    msd = MSDLoss(KDLoss(2.0), SaliencyWeighting(1.0))
+    twin = deepcopy(student)
+    data = [step_data(seed) for seed in range(4)]
+    static = deepcopy(data[0])
+
+    def step(model: Late, optimizer: torch.optim.Optimizer, given: StepData) -> None:
+        batch, teacher, target = given
+        s = views.late_fusion(model.towers, model.head, batch) if late else views(model, batch)
+        (F.cross_entropy(s["full"], target) + msd(s, teacher)).backward()
+        optimizer.step()
+
+    replay = captured(student, lambda optimizer: step(student, optimizer, static))
+    with torch.no_grad():
+        for parameter, other in zip(student.parameters(), twin.parameters(), strict=True):
+            parameter.copy_(other)  # the warm-up has moved it
+    plain = torch.optim.SGD(twin.parameters(), 0.1)
+    for given in data:
+        plain.zero_grad()
+        step(twin, plain, given)
+        for old, new in zip(tree_leaves(static), tree_leaves(given), strict=True):
+            old.copy_(new)
+        replay()
+    for parameter, other in zip(student.parameters(), twin.parameters(), strict=True):
+        assert_close(parameter, other, rtol=1e-4, atol=1e-5)
+
+
+def step_data(seed: int) -> StepData:
+    generator = torch.Generator().manual_seed(seed)
+    batch = {
+        name: torch.randn(value.shape, generator=generator).cuda()
+        for name, value in make_batch("cpu").items()
+    }
+    teacher = {name: torch.randn(6, 5, generator=generator).cuda() for name in NAMES}
+    return batch, teacher, torch.randint(5, (6,), generator=generator).cuda()
+
+
+def captured(
+    student: nn.Module, step: Callable[[torch.optim.Optimizer], None]
+) -> Callable[[], None]:
+    """A step of SGD as a graph."""
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            optimizer.zero_grad()
+            step(optimizer)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad()  # gradients that the graph makes, it overwrites
+    with torch.cuda.graph(graph):
+        step(optimizer)
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 @pytest.mark.parametrize("mode", ["online", "lookahead"])
