@@ -55,6 +55,7 @@ def page(namespace: dict[str, Any]) -> None:
         optimizer=torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
         loader=[_batch() for _ in range(2)],
         indexed_loader=[_batch(index=torch.arange(i * N, i * N + N)) for i in range(2)],
+        samples=[_sample(i) for i in range(N)],
         held_out_batches=cycle([_batch()]),
         path=Path(folder.name) / "cache",
         folder=folder,  # removed with the namespace
@@ -66,6 +67,11 @@ def _batch(**more: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {**entries, **more}, torch.randint(C, (N,))
 
 
+def _sample(index: int) -> dict[str, Tensor]:
+    batch, _ = _batch()
+    return {"index": torch.tensor(index), **{name: entry[0] for name, entry in batch.items()}}
+
+
 def clean(namespace: dict[str, Any]) -> None:
     """Leave nothing behind."""
     namespace.pop("cache", None)
@@ -75,5 +81,10 @@ def clean(namespace: dict[str, Any]) -> None:
 docstrings = Sybil(
     parsers=[DocTestParser(ELLIPSIS)], patterns=["msdlosses/**/*.py"], setup=docstring
 )
-pages = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"], setup=page, teardown=clean)
+pages = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md"],
+    setup=page,
+    teardown=clean,
+)
 pytest_collect_file = (docstrings + pages).pytest()

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from msdlosses import Fill, ModalityViews, Shuffle, TeacherCache, _shards
+from msdlosses import Fill, ModalityViews, Shuffle, TeacherCache
+from msdlosses.cache import _shards
 
 Batch = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("rich", reason="needs the extra `study`")
 
-from benchmarks import measure
+from benchmarks import cache, measure, page, views
 
 
 def test_variants_take_turns_and_each_is_measured_in_every_round() -> None:
@@ -97,3 +97,24 @@ def test_what_is_printed_is_what_is_written(tmp_path: Path, capsys: Any) -> None
     assert "squares" in printed
     assert "product" in printed
     assert "product" in measure.text(written)
+
+
+@pytest.mark.parametrize("path", page.PAGES, ids=str)
+def test_pages_show_the_committed_results(path: Path) -> None:
+    shown = path.read_text()
+    assert page.MARKED.search(shown)
+    assert page.drawn(shown) == shown
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is Linux's to tell")
+def test_the_large_cache_reads_what_its_teacher_said(tmp_path: Path) -> None:
+    built, notes = cache.large(tmp_path, rows=20_000)
+    assert len(built) == notes["rows"] == 20_000
+
+
+def test_every_way_to_take_a_step_is_measured(tmp_path: Path) -> None:
+    models = (views.perceptrons(8, 1) for _ in range(2))
+    args = Namespace(device="cpu", rounds=2)
+    rows = views.group("small", *models, tmp_path / "cache", args)["rows"]
+    assert len(rows) == 6
+    assert rows["MSD, cached, towers once"]["kernels"] < rows["MSD, cached, separate"]["kernels"]
