@@ -64,6 +64,36 @@ def _check(index: Tensor, logits: Tensor) -> None:
     torch.testing.assert_close(logits, TABLE[index % len(TABLE)], rtol=2**-10, atol=1e-6)
 
 
+def largest(path: Path, classes: int = 30522, top_k: int = 64) -> dict[str, Any]:
+    """What is lost where the largest logits alone are kept of a vocabulary, by Zipf's law."""
+    zipf = -1.2 * torch.arange(1, classes + 1).log().repeat(READ, 1) + torch.randn(READ, classes)
+    logits = torch.stack([row[torch.randperm(classes)] for row in zipf])
+    views = ModalityViews(image=Fill(number=0), text=Fill(other=0), views=("full",))
+    batch = {"number": torch.zeros(READ), "other": torch.zeros(READ)}
+    cache = TeacherCache.build(lambda number, other: logits, views, [batch], path, top_k=top_k)
+    read, student = cache[torch.arange(READ)]["full"], logits + torch.randn_like(logits)
+    errors = {
+        f"top {top_k} of {classes}, error of KD's gradient at temperature {t:g}": _error(
+            _gradient(student, read, t), _gradient(student, logits, t)
+        )
+        for t in (1.0, 2.0)
+    }
+    size = (next(path.glob("*.records")).stat().st_size - 4096) / READ  # without the header
+    return {f"top {top_k} of {classes}, bytes a sample": round(size), **errors}
+
+
+def _gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    student = student.clone().requires_grad_()
+    loss = KDLoss(temperature, reduction="sum")(student, teacher)
+    return torch.autograd.grad(loss, student)[0]
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """Relative, the mean over samples."""
+    errors = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+    return round(errors.mean().item(), 3)
+
+
 def reads(cache: TeacherCache, args: Any) -> dict[str, Any]:
     """A read from the large cache, a teacher's forward over as many views, a student's step."""
     device = args.device
@@ -129,6 +159,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         cache, notes = large(Path(folder) / "large")
+        notes |= largest(Path(folder) / "largest")
         groups = [reads(cache, args)]
         measure.publish("cache", groups, args, notes=notes)
 

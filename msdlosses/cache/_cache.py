@@ -74,12 +74,12 @@ class TeacherCache:
                 the teacher's version, the data's.
             device: where batches are moved to; None leaves them where they are. Those in pinned
                 memory (a DataLoader's ``pin_memory=True``) are moved while the teacher works.
-            top_k: keep the k largest logits alone, with their classes, and how much
-                probability the others have together: for vocabularies whose logits would not
-                fit on a disk. **What is lost**: which of the other classes are likely. They are
-                read as equally likely, so distillation is nearly right for a temperature near 1
-                and a divergence of softmax; at a temperature of 2, with few classes kept, the
-                gradient can be wrong by half.
+            top_k: keep the k largest logits alone, with their classes, and what the others add
+                up to: for vocabularies whose logits would not fit on a disk. **What is lost**:
+                which of the other classes are likely. They are read as equally likely, classes
+                at ``-inf`` among them. So distillation by a divergence of softmax is nearly right
+                at a temperature of 1; at 2 and above, where the others weigh more than the
+                largest, its gradient can be more wrong than right.
             group: the processes that build together; by default all of them. They wait for each
                 other, which a group of gloo with a long timeout can do best.
 
