@@ -13,8 +13,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from msdlosses import Fill, LearnedFill, MeanFill, ModalityDropout, ModalityViews, Shuffle
+from msdlosses import (
+    Fill,
+    KDLoss,
+    LearnedFill,
+    MeanFill,
+    MetaLearner,
+    ModalityDropout,
+    ModalityViews,
+    MSDLoss,
+    Shuffle,
+    WeightNet,
+)
 
 Batch = dict[str, Any]
 
@@ -141,12 +153,10 @@ class Late(nn.Module):
         self.layers = nn.ModuleDict({m: nn.Linear(size, 4) for m, size in sizes.items()})
         self.mix = nn.Linear(4 * count, 3)
         self.nested = nested
-        self.rows: list[int] = []
         self.double()
 
     def towers(self, **batch: Tensor) -> Batch:
         entries = {m: batch[entry].flatten(1).double() for m, entry in self.names.items()}
-        self.rows += [len(entry) for entry in entries.values()]
         features = {m: self.layers[m](entry).tanh() for m, entry in entries.items()}
         return {m: {"last": [f]} for m, f in features.items()} if self.nested else features
 
@@ -186,9 +196,14 @@ def test_towers_that_run_once_give_the_logits_and_gradients_of_masked_inputs(
 
 @pytest.mark.parametrize("step", [None, 1])
 def test_each_tower_runs_once_on_the_samples_and_a_blank_one(step: int | None) -> None:
-    model = Late(3)
-    make_views(3, views_per_forward=step).late_fusion(model.towers, model.head, make_batch(5, 3))
-    assert model.rows == [6, 6, 6]
+    model, seen = Late(3), []
+
+    def towers(**batch: Tensor) -> Batch:
+        seen.append({name: len(entry) for name, entry in batch.items()})
+        return model.towers(**batch)
+
+    make_views(3, views_per_forward=step).late_fusion(towers, model.head, make_batch(5, 3))
+    assert seen == [{"pixels": 6, "tokens": 6, "wave": 6}]
 
 
 def test_what_is_ignored_or_shared_is_so_for_towers_too() -> None:
@@ -216,6 +231,53 @@ def test_no_samples_have_no_logits() -> None:
     assert {name: tuple(value.shape) for name, value in logits.items()} == dict.fromkeys(
         ("full", "image", "text"), (0, 3)
     )
+
+
+def by_inputs(views: ModalityViews, model: Late, batch: Batch) -> Batch:
+    return views(model, batch)
+
+
+def by_features(views: ModalityViews, model: Late, batch: Batch) -> Batch:
+    return views.late_fusion(model.towers, model.head, batch)
+
+
+@pytest.mark.parametrize("logits_of_views", [by_inputs, by_features])
+def test_views_compile_whole_and_once_more_for_a_last_smaller_batch(
+    logits_of_views: Callable[..., Batch],
+) -> None:
+    views = ModalityViews(image=LearnedFill(pixels=(2, 3)), text=Fill(tokens=0), ignore="index")
+    model, counter = Late(2), CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda batch: logits_of_views(views, model, batch), backend=counter, fullgraph=True
+    )
+    for size in (8, 8, 5, 8, 3):
+        batch = {**make_batch(size), "index": torch.arange(size)}
+        assert_equal(compiled(batch), logits_of_views(views, model, batch))
+    assert counter.frame_count <= 2
+
+
+def test_a_meta_learner_gets_the_same_gradient_by_features() -> None:
+    model, batch, views = Late(2), make_batch(), make_views()
+    target = torch.randint(3, (4,))
+    taught = {name: torch.randn(4, 3, dtype=torch.double) for name in views.names}
+    weights = WeightNet(views.names, num_classes=3).double()
+    msd = MSDLoss(KDLoss(), weights)
+    learner = MetaLearner(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        weights,
+        torch.optim.SGD(weights.parameters(), 0.1),
+    )
+
+    def gradient(logits_of_views: Callable[..., Batch]) -> tuple[Tensor, ...]:
+        return learner.gradient(
+            lambda student: msd(logits_of_views(views, student, batch), taught, target),
+            lambda student: nn.functional.cross_entropy(student(**batch), target),
+        )
+
+    for one, other in zip(gradient(by_inputs), gradient(by_features), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def first(features: Batch) -> Batch:

@@ -56,7 +56,8 @@ class EntryMasker(nn.Module, ABC):
 
     def entry_of(self, name: str) -> str:
         """The entry, among those named, that a tensor is or is nested in."""
-        return max((e for e in self.entries if f"{name}.".startswith(f"{e}.")), key=len)
+        holding = [e for e in self.entries if f"{name}.".startswith(f"{e}.")]
+        return sorted(holding, key=len)[-1]  # torch.compile knows no key of max
 
     def _mask(self, batch: Batch, name: str, entry: Tensor) -> Tensor:
         absent = self.absent(name, entry)
