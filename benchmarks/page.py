@@ -1,4 +1,4 @@
-"""Put the tables of the committed results into the pages that show them.
+"""Put the tables of the committed results into the pages that show them, and draw them.
 
     python -m benchmarks.page
 
@@ -12,8 +12,13 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
 from benchmarks import measure
 
+PICTURES = {"views": "docs/views.png"}  # the first group of a result
 PAGES = (Path("README.md"), Path("docs/performance.md"))
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
@@ -33,6 +38,20 @@ def _table(name: str, number: str | None) -> str:
     return f"```text\n{measure.text(content)}\n```\n\n{_machine(content['machine'])}\n"
 
 
+def draw(name: str, path: Path) -> None:
+    """The ratios of a result's first group, with their quartiles."""
+    matplotlib.use("Agg")  # no screen is needed
+    group = json.loads((measure.RESULTS / f"{name}.json").read_text())["groups"][0]
+    names = list(group["rows"])[::-1]
+    low, middle, high = np.array([group["rows"][row]["ratio"] for row in names]).T
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
+    axis.barh(names, middle, xerr=(middle - low, high - middle), color="#0072b2", ecolor="#d55e00")
+    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axis.set_xlabel(f"time, as a multiple of: {group['baseline']} (bars: median; lines: quartiles)")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
 def _machine(machine: dict) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     where = machine["processor"] if machine["device"] == "CPU" else machine["device"]
@@ -43,6 +62,8 @@ def _machine(machine: dict) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(drawn(page.read_text()))
+    for name, path in PICTURES.items():
+        draw(name, Path(path))
 
 
 if __name__ == "__main__":

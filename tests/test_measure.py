@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("rich", reason="needs the extra `study`")
+pytest.importorskip("matplotlib", reason="needs the extra `study`")
 
 from benchmarks import cache, measure, page, views
 

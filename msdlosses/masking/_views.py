@@ -48,8 +48,9 @@ class ModalityViews(nn.Module):
             modality alone, ``~image`` everything but the image. Default: ``full`` and each
             modality.
         views_per_forward: how many views are stacked along the batch axis in one forward; None
-            for all of them, 1 for separate forwards, which need less memory and which a model
-            with batch statistics may want.
+            for all of them, 1 for separate forwards, which need less memory at once and which a
+            model with batch statistics may want. A model with a tower for each modality needs
+            neither: see `late_fusion`.
         ignore: entries that the model is not given, such as a sample's index.
         shared: entries that are not batched and handed on as they are.
         output: takes the logits out of what the model returns. By default a tensor, an object
