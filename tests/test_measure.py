@@ -71,7 +71,7 @@ def test_what_is_saved_is_counted_once_and_without_what_was_given() -> None:
 
 def test_a_machine_is_described_without_its_name() -> None:
     described = measure.machine()
-    assert described["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(described["packages"]["torch"])  # and perhaps +cu124
     assert described["device"] == "CPU"
     assert described["processor"]
     text = json.dumps(described)

@@ -16,6 +16,9 @@ from msdlosses.functional import column
 
 Batch = Mapping[str, Any]
 
+# Tuples of types, not unions, which torch.compile of torch 2.6 can't read.
+SEQUENCES = (list, tuple)
+NESTED = (Mapping, list, tuple)
 ONE_BY_ONE = "Set views_per_forward=1 to run the views one by one."
 
 
@@ -141,7 +144,7 @@ def _map(
 ) -> Any:
     """`function(name, values)` for the leaves of nested batches of one structure."""
     first = trees[0]
-    if name in skip or not isinstance(first, Mapping | list | tuple):
+    if name in skip or not isinstance(first, NESTED):
         return function(name, trees)
     keys = [key for key, _ in _items(first)]
     for tree in trees[1:]:
@@ -188,7 +191,7 @@ def _like(tree: list[Any] | tuple[Any, ...], values: Iterable[Any]) -> Any:
 def _items(tree: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(tree, Mapping):
         return tree.items()
-    return enumerate(tree) if isinstance(tree, list | tuple) else ()
+    return enumerate(tree) if isinstance(tree, SEQUENCES) else ()
 
 
 def _join(prefix: str, key: Any) -> str:
@@ -198,7 +201,7 @@ def _join(prefix: str, key: Any) -> str:
 def _same(one: Any, other: Any) -> bool:
     if one is other or isinstance(one, Tensor) or isinstance(other, Tensor):
         return one is other
-    if isinstance(one, Mapping | list | tuple) and isinstance(other, type(one)):
+    if isinstance(one, NESTED) and isinstance(other, type(one)):
         mine, others = dict(_items(one)), dict(_items(other))
         return mine.keys() == others.keys() and all(_same(mine[k], others[k]) for k in mine)
     return bool(one == other)
