@@ -114,7 +114,7 @@ class ModalityViews(nn.Module):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The names of the modalities, in the order of their maskers."""
-        return tuple(self.maskers)
+        return tuple(self.maskers.keys())
 
     def shown(self, view: str) -> tuple[str, ...]:
         """The modalities that a view shows."""
@@ -242,7 +242,8 @@ class ModalityViews(nn.Module):
         for start in range(0, len(self.names), step):
             names = self.names[start : start + step]
             stacked = stack([seen(view) for view in names], shared)
-            logits |= zip(names, self._logits(model, stacked, len(names), size), strict=True)
+            parts = self._logits(model, stacked, len(names), size)
+            logits.update(zip(names, parts, strict=True))
         return logits
 
     def _features(self, towers: Callable[..., Any], batch: Batch, size: int) -> Batch:
