@@ -59,12 +59,12 @@ def check_number(name: str, value: object, *, above: float = -math.inf) -> None:
         raise ValueError(f"Expected `{name}` to be finite{bound}, got {value}.")
 
 
-def check_size(name: str, value: object) -> None:
-    """An integer of at least 1."""
+def check_size(name: str, value: object, *, least: int = 1) -> None:
+    """An integer that is not too small."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"Expected `{name}` to be an integer, got {describe(value)}.")
-    if value < 1:
-        raise ValueError(f"Expected `{name}` of at least 1, got {value}.")
+    if value < least:
+        raise ValueError(f"Expected `{name}` of at least {least}, got {value}.")
 
 
 def check_callable(name: str, value: object) -> None:

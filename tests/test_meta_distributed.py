@@ -1,0 +1,151 @@
+"""Under DistributedDataParallel: two processes equal one on the whole batch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lookahead import LR, Free, Student, Task, mlp
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW
+
+STEPS = 3
+CASES: dict[str, dict[str, Any]] = {
+    "double-backward": {"engine": "double-backward"},
+    "forward": {"engine": "forward"},
+    "lookahead": {"mode": "lookahead"},
+    "clipped": {"max_norm": 0.05},
+    "AdamW": {"optimizer": AdamW, "eps": 1e-2},
+    "every second": {"every": 2},
+    "compiled": {"compile": True},
+    "unused": {"spare": True},
+}
+
+
+def train(rank: int | None, case: dict[str, Any]) -> dict[str, Tensor]:
+    """Some steps on the rows of one process, or on all of them; the parameters at the end."""
+    options = dict(case)
+    torch.manual_seed(0)
+    student, task = Student(mlp()), Task(Free(3))
+    if options.pop("spare", False):
+        student.spare = nn.Linear(1, 1)
+    kind = options.pop("optimizer", SGD)
+    steps = {"lr": LR / 5, **({"eps": options.pop("eps")} if "eps" in options else {})}
+    optimizer = kind(student.parameters(), **steps)
+    if rank is not None:
+        with torch.no_grad():
+            task.weighting.weights.add_(rank)  # the learner gives all those of the first
+    model: nn.Module = student if rank is None else DistributedDataParallel(student)
+    if options.pop("compile", False) and rank is not None:
+        model = torch.compile(model, backend="eager")
+    learner = task.learner(model, optimizer, **options)
+    rows = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
+
+    def outer(model: nn.Module) -> Tensor:
+        held_out = {name: entry[:4][rows] for name, entry in task.held_out.items()}
+        logits = task.views(model, held_out)["full"]
+        return nn.functional.cross_entropy(logits, task.held_out_target[:4][rows])
+
+    for _ in range(STEPS):
+        learner.step(lambda model: task.part(model, rows), outer)
+    return copy.deepcopy({**student.state_dict(), **task.weighting.state_dict()})
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    found = {name: train(rank, case) for name, case in CASES.items()}
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("processes")
+    spawn(worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(name: str, processes: list[Any]) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected = train(None, CASES[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    first, second = (found[name] for found in processes)
+    for key, value in expected.items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], value, rtol=1e-9, atol=1e-12)
+
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from msdlosses import MetaLearner
+
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(rank)
+student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+weight = nn.Linear(1, 1)
+student = DistributedDataParallel(student)
+optimizer = torch.optim.AdamW(student.parameters(), 0.01)
+learner = MetaLearner(student, optimizer, weight, torch.optim.SGD(weight.parameters(), 0.1))
+for _ in range(3):
+    x = torch.randn(5, 3)
+    learner.step(
+        lambda model: weight(model(x)).square().mean(), lambda model: (model(x) - 1).square().mean()
+    )
+state = [*student.module.parameters(), *weight.parameters()]
+everyone = [None, None]
+torch.distributed.all_gather_object(everyone, [p.detach() for p in state])
+assert all(torch.equal(a, b) for a, b in zip(*everyone))
+with open(f"{sys.argv[1]}/{rank}", "w") as file:
+    file.write("equal")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_it_works_under_torchrun(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+         str(script), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["equal", "equal"]
+
+
+def test_a_part_in_a_wrapper_of_its_own_is_refused(tmp_path: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        student, task = Student(mlp()), Task(Free(3))
+        optimizer = SGD(student.parameters(), LR)
+        student.body = DistributedDataParallel(student.body)
+        with pytest.raises(TypeError, match=r"wrapped as a whole.* got Distrib.* at `body`"):
+            task.learner(student, optimizer)
+        whole = DistributedDataParallel(Student(mlp()))
+        optimizer = SGD(whole.parameters(), LR)
+        with pytest.raises(TypeError, match="neither compiled nor wrapped"):
+            task.learner(whole, optimizer, engine="higher")
+    finally:
+        distributed.destroy_process_group()
