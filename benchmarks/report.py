@@ -74,8 +74,8 @@ def _accuracies(results: Results) -> Table:
     for title in (*VIEWS.values(), "NLL"):
         table.add_column(title, justify="right", no_wrap=True)
     for method in results.methods:
-        cells = [_spread(100 * results.values(method, view)) for view in VIEWS]
-        nll = _spread(results.values(method, "full", "nll"), 3)
+        cells = [spread(100 * results.values(method, view)) for view in VIEWS]
+        nll = spread(results.values(method, "full", "nll"), 3)
         table.add_row(method, *cells, nll)
     sizes = dict.fromkeys(f"{results.parameters(method):,}" for method in results.methods)
     table.caption = f"{' and '.join(sizes)} parameters; NLL: negative log-likelihood, whole input"
@@ -92,7 +92,7 @@ def _differences(results: Results) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for method in results.methods:
         if method not in (TEACHER, BASELINE):
-            table.add_row(method, *(_paired(results.gain(method, view)) for view in VIEWS))
+            table.add_row(method, *(paired(results.gain(method, view)) for view in VIEWS))
     return table
 
 
@@ -105,16 +105,16 @@ def _footer(results: Results) -> str:
             low, _ = interval(gain)
             if method.startswith("MSD") and low <= 0:
                 word = "behind KD" if gain.mean() < 0 else "not surely ahead of KD"
-                lines.append(f"{method} is {word} on the {title} ({_paired(gain)}).")
+                lines.append(f"{method} is {word} on the {title} ({paired(gain)}).")
     return "\n".join(lines or ["Every MSD method is ahead of KD on every view."])
 
 
-def _spread(values: np.ndarray, digits: int = 1) -> str:
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    return f"{values.mean():.{digits}f} ± {spread:.{digits}f}"
+def spread(values: np.ndarray, digits: int = 1) -> str:
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    return f"{values.mean():.{digits}f} ± {deviation:.{digits}f}"
 
 
-def _paired(gain: np.ndarray) -> str:
+def paired(gain: np.ndarray) -> str:
     low, high = interval(gain)
     return f"{gain.mean():+.2f} ± {(high - low) / 2:.2f}  {(gain > 0).sum()}/{len(gain)}"
 

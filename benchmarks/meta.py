@@ -1,0 +1,167 @@
+"""What a step that learns weights costs: time, memory, against a plain step and `higher`.
+
+    python -m benchmarks.meta [--device cuda] [--rounds 30]
+
+Three students, each with a `WeightNet` on three views; every variant takes real steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.measure import Variant, arguments, compare, publish
+from msdlosses import Fill, KDLoss, MetaLearner, ModalityViews, MSDLoss, WeightNet
+
+BATCH, SUB, CLASSES, PAD, WORDS = 64, 16, 23, 0, 2000
+Batch = dict[str, Tensor]
+
+
+class MLP(nn.Module):
+    """One million parameters on two vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(512, 768), nn.ReLU(), nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, CLASSES)
+        )
+
+    @staticmethod
+    def batch(size: int) -> Batch:
+        return {"pixels": torch.randn(size, 256), "tokens": torch.randn(size, 256)}
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Any:
+        return self.layers(torch.cat([pixels, tokens], dim=1))
+
+
+class Recurrent(nn.Module):
+    """A small CNN with batch norm and a bidirectional LSTM: 0.3 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.words = nn.Embedding(WORDS, 64, padding_idx=PAD)
+        self.text = nn.LSTM(64, 96, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(64 + 192, CLASSES)
+
+    @staticmethod
+    def batch(size: int) -> Batch:
+        pixels = torch.randn(size, 3, 32, 32)
+        return {"pixels": pixels, "tokens": torch.randint(1, WORDS, (size, 16))}
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Any:
+        text = self.text(self.words(tokens))[0].mean(1)
+        return self.head(torch.cat([self.image(pixels), text], dim=1))
+
+
+class Transformer(nn.Module):
+    """Four layers of width 256 over patches and words: 3.7 million parameters."""
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.patches = nn.Linear(48, width)
+        self.words = nn.Embedding(WORDS, width, padding_idx=PAD)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.head = nn.Linear(width, CLASSES)
+
+    @staticmethod
+    def batch(size: int) -> Batch:
+        pixels = torch.randn(size, 4, 48)
+        return {"pixels": pixels, "tokens": torch.randint(1, WORDS, (size, 6))}
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Any:
+        joined = torch.cat([self.patches(pixels), self.words(tokens)], dim=1)
+        return self.head(self.layers(joined).mean(1))
+
+
+STUDENTS: dict[str, type[Any]] = {"MLP": MLP, "CNN + BiLSTM": Recurrent, "Transformer": Transformer}
+
+
+class Setting:
+    """A student on made-up data, and the losses of a step."""
+
+    def __init__(self, student: type[Any], device: str) -> None:
+        torch.manual_seed(0)
+        self.student = student().to(device)
+        self.views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=PAD))
+        self.weights = WeightNet(self.views.names, num_classes=CLASSES).to(device)
+        self.msd = MSDLoss(KDLoss(2.0), self.weights)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-4)
+        self.batch, self.held_out = (_to(student.batch(BATCH), device) for _ in range(2))
+        self.target, self.unseen = torch.randint(CLASSES, (2, BATCH), device=device)
+        self.teacher = {v: torch.randn(BATCH, CLASSES, device=device) for v in self.views.names}
+
+    def inner(self, model: nn.Module, rows: int = BATCH) -> Tensor:
+        batch = {name: entry[:rows] for name, entry in self.batch.items()}
+        teacher = {view: logits[:rows] for view, logits in self.teacher.items()}
+        s, target = self.views(model, batch), self.target[:rows]
+        return 0.5 * F.cross_entropy(s["full"], target) + 0.5 * self.msd(s, teacher, target)
+
+    def outer(self, model: nn.Module, rows: int = BATCH) -> Tensor:
+        batch = {name: entry[:rows] for name, entry in self.held_out.items()}
+        return F.cross_entropy(model(**batch), self.unseen[:rows])
+
+    def plain(self) -> None:
+        """What the loop would do without learning weights."""
+        loss = self.inner(self.student)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def learned(self, engine: str, mode: str = "online", *, sub: bool = False) -> Variant:
+        """A step of a learner; with `sub`, the weights see a part of both batches."""
+        steps = torch.optim.Adam(self.weights.parameters(), 1e-3)
+        learner = MetaLearner(
+            self.student, self.optimizer, self.weights, steps, engine=engine, mode=mode
+        )
+        if not sub:
+            return lambda: learner.step(self.inner, self.outer)
+        probe: Callable[[nn.Module], Tensor] = lambda model: self.inner(model, SUB)  # noqa: E731
+        return lambda: learner.step(self.inner, lambda model: self.outer(model, SUB), probe=probe)
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return {name: entry.to(device) for name, entry in batch.items()}
+
+
+def variants(setting: Setting) -> dict[str, Variant]:
+    """Ways to take a step."""
+    return {
+        "plain step": setting.plain,
+        "higher": setting.learned("higher", "lookahead"),
+        "forward": setting.learned("forward"),
+        "double-backward": setting.learned("double-backward"),
+        "auto": setting.learned("auto"),
+        f"auto, {SUB} + {SUB} rows": setting.learned("auto", sub=True),
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    groups = []
+    for name, student in STUDENTS.items():
+        setting = Setting(student, args.device)
+        size = sum(p.numel() for p in setting.student.parameters()) / 1e6
+        groups.append(
+            compare(
+                f"{name}, {size:.1f} M parameters, batch {BATCH}, three views",
+                variants(setting),
+                baseline="plain step",
+                device=args.device,
+                rounds=args.rounds,
+            )
+        )
+    publish("meta", groups, args)
+
+
+if __name__ == "__main__":
+    main()
