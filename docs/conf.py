@@ -9,6 +9,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+myst_enable_extensions = ["dollarmath"]
 html_theme = "furo"
 html_title = "msdlosses"
 exclude_patterns = ["_build"]
