@@ -156,6 +156,7 @@ def main() -> None:
                 f"{name}, {size:.1f} M parameters, batch {BATCH}, three views",
                 variants(setting),
                 baseline="plain step",
+                second="higher",
                 device=args.device,
                 rounds=args.rounds,
             )

@@ -477,14 +477,15 @@ def test_auto_takes_double_backward_but_forward_mode_for_recurrent_students() ->
         assert engine_of(student, task) == engine
 
 
-def test_auto_takes_forward_mode_to_accumulate_gradients() -> None:
+def test_auto_takes_forward_mode_for_several_losses_and_for_a_probe() -> None:
     student, task = Student(mlp()), Task()
     assert engine_of(student, task, [task.inner, task.inner]) == "forward"
+    assert engine_of(student, task, probe=task.inner) == "forward"
 
 
-def engine_of(student: nn.Module, task: Task, inner: Any = None) -> str | None:
+def engine_of(student: nn.Module, task: Task, inner: Any = None, **options: Any) -> str | None:
     learner = task.learner(student, SGD(student.parameters(), LR))
-    return learner.step(inner or task.inner, task.outer).engine
+    return learner.step(inner or task.inner, task.outer, **options).engine
 
 
 def test_auto_falls_back_to_forward_mode_and_says_so_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from msdlosses.meta import _support as support
 from msdlosses.meta._distributed import Gradients, average
-from msdlosses.meta._higher import next_parameters
+from msdlosses.meta._higher import next_parameter
 from msdlosses.meta._memory import Memory, rehearsed
 from msdlosses.meta._passes import differentiable_kernels, moving, valued
 from msdlosses.meta._problem import Look, Problem, as_used, differentiate, plus, times
@@ -49,32 +49,40 @@ def look(problem: Problem, engine: str) -> Look:
 
 
 def _directions(problem: Problem, mean: Gradients) -> tuple[Tensor, Gradients, Gradients]:
-    """The held-out loss after the step, its own gradient by the weighting, and the directions.
-
-    The optimiser's step is elementwise algebra and small: the student has no part in it.
-    """
+    """The held-out loss after the step, its own gradient by the weighting, and the directions."""
     parameters = problem.parameters
-    leaves = [None if g is None else g.detach().requires_grad_() for g in mean]
-    moved = next_parameters(problem.optimizer, as_used(problem, parameters)(leaves))
-    with valued(parameters, [p.detach() for p in moved]):
+    with torch.no_grad():
+        used = as_used(problem, parameters)(mean)
+        moved = [
+            p.detach() if g is None else next_parameter(problem.optimizer, group, p, g)
+            for (group, p), g in zip(problem.grouped, used, strict=True)
+        ]
+    with valued(parameters, moved):
         outer, found = differentiate(problem, "outer", (*parameters, *problem.learned))
     slopes, direct = found[: len(parameters)], found[len(parameters) :]
     slopes = average(slopes, parameters, problem.group)
-    return outer, direct, _pull_back(moved, leaves, slopes)
+    return outer, direct, _pull_back(problem, mean, slopes)
 
 
-def _pull_back(moved: Sequence[Tensor], leaves: Gradients, slopes: Gradients) -> Gradients:
-    """Slopes by the parameters after the step, as slopes by the gradients before it."""
-    used = [g for g in leaves if g is not None]
-    pairs = [
-        (after, slope)
-        for after, slope in zip(moved, slopes, strict=True)
-        if slope is not None and after.requires_grad
-    ]
+def _pull_back(problem: Problem, mean: Gradients, slopes: Gradients) -> Gradients:
+    """Slopes by the parameters after the step, as slopes by the gradients before it.
+
+    The optimiser's step is elementwise algebra: the student has no part in it, and one parameter
+    none in that of another, so that the graph of one alone is held at a time.
+    """
+    leaves = [None if g is None else g.detach().requires_grad_() for g in mean]
+    used = as_used(problem, problem.parameters)(leaves)
+    pairs = []
+    for (group, p), g, slope in zip(problem.grouped, used, slopes, strict=True):
+        if g is not None and slope is not None:
+            leaf = g.detach().requires_grad_()
+            moved = next_parameter(problem.optimizer, group, p, leaf)
+            pairs.append((g, torch.autograd.grad(moved, leaf, slope)[0]))
     if not pairs:
         raise support.no_path()
-    after, slope = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(after, used, slope, allow_unused=True))
+    asked = [g for g in leaves if g is not None]
+    outputs, along = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, asked, along, allow_unused=True))
     return [None if g is None else next(found) for g in leaves]
 
 
@@ -106,17 +114,17 @@ def _by_second_backward(
     """Differentiate the student's gradient in the directions."""
     if gradients is None:
         _, gradients = differentiate(problem, "probe", problem.parameters, graph=True)
-    scale = 1.0 if problem.scale is None else problem.scale**2  # of both backward passes
+    scale = None if problem.scale is None else problem.scale**2  # of both backward passes
     pairs = [
-        (gradient, scale * direction)
-        for gradient, direction in zip(gradients, directions, strict=True)
+        (gradient, direction)
+        for gradient, direction in zip(gradients, times(directions, scale), strict=True)
         if gradient is not None and direction is not None and gradient.requires_grad
     ]
     if not pairs:
         raise support.no_path()
     values, along = zip(*pairs, strict=True)
     found = torch.autograd.grad(values, problem.learned, along, allow_unused=True)
-    return times(found, None if problem.scale is None else 1 / scale)
+    return times(found, None if scale is None else 1 / scale)
 
 
 def _detached(gradients: Gradients) -> Gradients:

@@ -52,8 +52,8 @@ def meta_gradient(
         engine: ``"double-backward"`` differentiates the student's gradient; ``"forward"`` passes
             the derivative forward through the student, and needs the memory of a plain step;
             both are exact. ``"auto"`` takes double backward, but forward mode for students with
-            recurrent layers and for several inner losses; and the other one where an operation
-            lacks what it needs, with a warning. ``"higher"`` unrolls the step with the package of
+            recurrent layers, with a probe and for several inner losses; and the other one where
+            an operation lacks what it needs, with a warning. ``"higher"`` unrolls the step with the package of
             that name: the reference for the others.
         probe: a cheaper inner loss, such as that of a part of the batch, through which alone
             the gradient goes. The step that is looked ahead remains that of `inner`.
@@ -148,6 +148,10 @@ def look_ahead(problem: Problem, engine: str, steps: int = 1) -> Look:
 
 
 def preferred(problem: Problem) -> str:
-    """What "auto" tries first."""
-    forward = is_recurrent(problem.student) or len(problem.inner) > 1
+    """What "auto" tries first.
+
+    Double backward goes on from the graph of the student's own gradient. With a probe there is
+    none, for several losses it would be kept for all at once, and recurrent layers make it long.
+    """
+    forward = problem.probe or len(problem.inner) > 1 or is_recurrent(problem.student)
     return "forward" if forward else "double-backward"

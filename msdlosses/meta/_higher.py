@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # an invalid escape sequence in a docstring of `higher`
     import higher
-    from higher.optim import DifferentiableAdadelta, DifferentiableAdagrad, DifferentiableSGD
+    from higher.optim import DifferentiableAdadelta, DifferentiableAdagrad
 
 Gradients = Sequence[Tensor | None]
 State = MutableMapping[str, Any]
@@ -36,9 +36,20 @@ class _Elementwise(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
                     group["params"][i] = update(p, grad, state, group)
 
 
+def _sgd(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
+    """As `higher` has it, with half as many tensors of a parameter's size."""
+    grad, momentum = _decayed(p, grad, group), group["momentum"]
+    if momentum:
+        last = state.get("momentum_buffer")
+        fresh = grad * (1 - group["dampening"]) if group["dampening"] else grad
+        average = grad if last is None else torch.add(fresh, last, alpha=momentum)
+        state["momentum_buffer"] = average
+        grad = torch.add(grad, average, alpha=momentum) if group["nesterov"] else average
+    return _moved(p, grad, group["lr"])
+
+
 def _adam(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
-    grad = grad + group["weight_decay"] * p if group["weight_decay"] else grad
-    return _adam_step(p, grad, state, group)
+    return _adam_step(p, _decayed(p, grad, group), state, group)
 
 
 def _adamw(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
@@ -50,32 +61,42 @@ def _adam_step(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) 
     beta1, beta2 = group["betas"]
     step = _count(state)
     mean = torch.lerp(_zeros(state, "exp_avg", grad), grad, 1 - beta1)
-    square = beta2 * _zeros(state, "exp_avg_sq", grad) + (1 - beta2) * grad * grad
+    square = _square(state, "exp_avg_sq", grad, beta2)
     state.update(step=step, exp_avg=mean, exp_avg_sq=square)
     if group["amsgrad"]:
         square = torch.maximum(_zeros(state, "max_exp_avg_sq", grad), square)
         state["max_exp_avg_sq"] = square
     unbiased = (1 - beta2**step) ** 0.5
     change = mean / (_root(square) + group["eps"] * unbiased)
-    moved: Tensor = p - group["lr"] * unbiased / (1 - beta1**step) * change
-    return moved
+    return _moved(p, change, group["lr"] * unbiased / (1 - beta1**step))
 
 
 def _rmsprop(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
     """`torch.optim.RMSprop`: that of `higher` gives NaN where a centred square is 0."""
     alpha = group["alpha"]
-    grad = grad + group["weight_decay"] * p if group["weight_decay"] else grad
-    square = alpha * _zeros(state, "square_avg", grad) + (1 - alpha) * grad * grad
-    state["square_avg"] = square
+    grad = _decayed(p, grad, group)
+    square = state["square_avg"] = _square(state, "square_avg", grad, alpha)
     if group["centered"]:
         mean = state["grad_avg"] = torch.lerp(_zeros(state, "grad_avg", grad), grad, 1 - alpha)
         square = square - mean * mean
     change = grad / (_root(square) + group["eps"])
     if group["momentum"]:
-        change = group["momentum"] * _zeros(state, "momentum_buffer", grad) + change
-        state["momentum_buffer"] = change
-    moved: Tensor = p - group["lr"] * change
-    return moved
+        last = _zeros(state, "momentum_buffer", grad)
+        change = state["momentum_buffer"] = torch.add(change, last, alpha=group["momentum"])
+    return _moved(p, change, group["lr"])
+
+
+def _decayed(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
+    return torch.add(grad, p, alpha=group["weight_decay"]) if group["weight_decay"] else grad
+
+
+def _moved(p: Tensor, change: Tensor, rate: Any) -> Tensor:
+    """A rate may be a tensor, which `alpha` can't be."""
+    return p - rate * change if isinstance(rate, Tensor) else torch.add(p, change, alpha=-rate)
+
+
+def _square(state: State, name: str, grad: Tensor, beta: float) -> Tensor:
+    return torch.addcmul(beta * _zeros(state, name, grad), grad, grad, value=1 - beta)
 
 
 def _root(square: Tensor) -> Tensor:
@@ -99,6 +120,10 @@ def _zeros(state: State, name: str, like: Tensor) -> Tensor:
     return found
 
 
+class _DifferentiableSGD(_Elementwise):
+    update = staticmethod(_sgd)
+
+
 class _DifferentiableAdam(_Elementwise):
     update = staticmethod(_adam)
 
@@ -112,7 +137,7 @@ class _DifferentiableRMSprop(_Elementwise):
 
 
 DIFFERENTIABLE: dict[type[Optimizer], type[Any]] = {
-    SGD: DifferentiableSGD,
+    SGD: _DifferentiableSGD,
     Adam: _DifferentiableAdam,
     AdamW: _DifferentiableAdamW,
     RMSprop: _DifferentiableRMSprop,
@@ -128,23 +153,20 @@ def differentiable(optimizer: Optimizer) -> type[Any]:
     return DIFFERENTIABLE[type(optimizer)]
 
 
-def next_parameters(optimizer: Optimizer, gradients: Gradients) -> list[Tensor]:
-    """Where the next step moves the parameters, as a function of their gradients alone.
-
-    `gradients` has one entry for each parameter, in the order of the optimiser's groups.
-    """
-    keys = list(range(len(gradients)))  # stand for the parameters, which `higher` would copy
-    rest = iter(keys)
-    groups = [{**g, "params": [next(rest) for _ in g["params"]]} for g in optimizer.param_groups]
-    steps = differentiable(optimizer)(SimpleNamespace(param_groups=groups, state={}), keys)
-    for states, group in zip(steps.state, optimizer.param_groups, strict=True):
-        states.update({i: _state(optimizer, p) for i, p in enumerate(group["params"])})
-    moved: list[Tensor] = steps.step(
+def next_parameter(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
+) -> Tensor:
+    """Where the next step moves a parameter, as a function of its gradient alone."""
+    key = 0  # stands for the parameter, which `higher` would copy
+    stub = SimpleNamespace(param_groups=[{**group, "params": [key]}], state={})
+    steps = differentiable(optimizer)(stub, [key])
+    steps.state[0][0].update(_state(optimizer, parameter))
+    (moved,) = steps.step(
         torch.zeros((), requires_grad=True),  # a loss; what `higher` finds by it is replaced
-        params=[p.detach() for group in optimizer.param_groups for p in group["params"]],
-        grad_callback=lambda _: list(gradients),
+        params=[parameter.detach()],
+        grad_callback=lambda _: [gradient],
     )
-    return moved
+    return cast(Tensor, moved)
 
 
 def _state(optimizer: Optimizer, parameter: Tensor) -> State:

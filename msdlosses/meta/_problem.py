@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class Problem:
     def parameters(self) -> tuple[Tensor, ...]:
         """What the student's optimiser holds, in the order of its groups."""
         return support.parameters_of(self.optimizer)
+
+    @property
+    def grouped(self) -> list[tuple[Mapping[str, Any], Tensor]]:
+        """The same parameters, each with the options of its group."""
+        return [(group, p) for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def learned(self) -> tuple[nn.Parameter, ...]:
