@@ -12,6 +12,7 @@ for equal weights; none was chosen on these data.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from benchmarks import measure
 from benchmarks.datasets import Batch, Split, Task, load
 from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.methods import VIEWS, WHOLE
@@ -172,6 +174,13 @@ def table(runs: list[dict[str, Any]]) -> Table:
     return drawn
 
 
+def text(content: Mapping[str, Any]) -> str:
+    """What a run printed, from its JSON."""
+    page = io.StringIO()
+    Console(file=page, width=measure.WIDTH, force_terminal=False).print(table(content["runs"]))
+    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+
+
 def picture(runs: list[dict[str, Any]], path: Path) -> None:
     """The weights of sound and wrong predictions, by view, of the first seed."""
     weights = next(run["weights"] for run in runs if "weights" in run)
@@ -215,9 +224,10 @@ def main() -> None:
         ]
         runs = list(run_all(executor, "students", distil, students))
     runs.sort(key=lambda run: (run["job"]["seed"], METHODS.index(run["job"]["method"])))
-    save(args.out / "corrupted.json", {"wrong": WRONG, "runs": runs})
+    content = {"machine": measure.machine(), "runs": runs}
+    save(args.out / "corrupted.json", content)
     picture(runs, args.out / "corrupted.png")
-    Console().print(table(runs))
+    print(text(content))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,24 @@
 
     python -m benchmarks.meta [--device cuda] [--rounds 30]
 
-Three students, each with a `WeightNet` on three views; every variant takes real steps.
+Three students, each with a `WeightNet` on three views, and a held-out batch as large as the
+training batch, seen in one view. Every variant takes real steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from benchmarks.measure import Variant, arguments, compare, publish
 from msdlosses import Fill, KDLoss, MetaLearner, ModalityViews, MSDLoss, WeightNet
 
-BATCH, SUB, CLASSES, PAD, WORDS = 64, 16, 23, 0, 2000
+SUB, CLASSES, PAD, WORDS = 16, 23, 0, 2000
 Batch = dict[str, Tensor]
 
 
@@ -83,30 +85,44 @@ class Transformer(nn.Module):
         return self.head(self.layers(joined).mean(1))
 
 
-STUDENTS: dict[str, type[Any]] = {"MLP": MLP, "CNN + BiLSTM": Recurrent, "Transformer": Transformer}
+CASES: dict[str, tuple[type[Any], int, type[Optimizer], dict[str, float]]] = {
+    "MLP, SGD": (MLP, 64, SGD, {"momentum": 0.9}),
+    "MLP, larger batch, SGD": (MLP, 256, SGD, {"momentum": 0.9}),
+    "CNN + BiLSTM, SGD": (Recurrent, 64, SGD, {"momentum": 0.9}),
+    "Transformer, SGD": (Transformer, 64, SGD, {"momentum": 0.9}),
+    "Transformer, AdamW": (Transformer, 64, AdamW, {}),
+}
 
 
 class Setting:
     """A student on made-up data, and the losses of a step."""
 
-    def __init__(self, student: type[Any], device: str) -> None:
+    def __init__(
+        self,
+        student: type[Any],
+        size: int,
+        optimizer: type[Optimizer],
+        options: dict[str, float],
+        device: str,
+    ) -> None:
         torch.manual_seed(0)
+        self.size = size
         self.student = student().to(device)
         self.views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=PAD))
         self.weights = WeightNet(self.views.names, num_classes=CLASSES).to(device)
         self.msd = MSDLoss(KDLoss(2.0), self.weights)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), 1e-4)
-        self.batch, self.held_out = (_to(student.batch(BATCH), device) for _ in range(2))
-        self.target, self.unseen = torch.randint(CLASSES, (2, BATCH), device=device)
-        self.teacher = {v: torch.randn(BATCH, CLASSES, device=device) for v in self.views.names}
+        self.optimizer = optimizer(self.student.parameters(), 1e-4, **options)
+        self.batch, self.held_out = (_to(student.batch(size), device) for _ in range(2))
+        self.target, self.unseen = torch.randint(CLASSES, (2, size), device=device)
+        self.teacher = {v: torch.randn(size, CLASSES, device=device) for v in self.views.names}
 
-    def inner(self, model: nn.Module, rows: int = BATCH) -> Tensor:
+    def inner(self, model: nn.Module, rows: int | None = None) -> Tensor:
         batch = {name: entry[:rows] for name, entry in self.batch.items()}
         teacher = {view: logits[:rows] for view, logits in self.teacher.items()}
         s, target = self.views(model, batch), self.target[:rows]
         return 0.5 * F.cross_entropy(s["full"], target) + 0.5 * self.msd(s, teacher, target)
 
-    def outer(self, model: nn.Module, rows: int = BATCH) -> Tensor:
+    def outer(self, model: nn.Module, rows: int | None = None) -> Tensor:
         batch = {name: entry[:rows] for name, entry in self.held_out.items()}
         return F.cross_entropy(model(**batch), self.unseen[:rows])
 
@@ -119,14 +135,14 @@ class Setting:
 
     def learned(self, engine: str, mode: str = "online", *, sub: bool = False) -> Variant:
         """A step of a learner; with `sub`, the weights see a part of both batches."""
-        steps = torch.optim.Adam(self.weights.parameters(), 1e-3)
+        steps = Adam(self.weights.parameters(), 1e-3)
         learner = MetaLearner(
             self.student, self.optimizer, self.weights, steps, engine=engine, mode=mode
         )
         if not sub:
             return lambda: learner.step(self.inner, self.outer)
-        probe: Callable[[nn.Module], Tensor] = lambda model: self.inner(model, SUB)  # noqa: E731
-        return lambda: learner.step(self.inner, lambda model: self.outer(model, SUB), probe=probe)
+        probe, outer = partial(self.inner, rows=SUB), partial(self.outer, rows=SUB)
+        return lambda: learner.step(self.inner, outer, probe=probe)
 
 
 def _to(batch: Batch, device: str) -> Batch:
@@ -148,12 +164,12 @@ def variants(setting: Setting) -> dict[str, Variant]:
 def main() -> None:
     args = arguments(__doc__)
     groups = []
-    for name, student in STUDENTS.items():
-        setting = Setting(student, args.device)
+    for name, case in CASES.items():
+        setting = Setting(*case, args.device)
         size = sum(p.numel() for p in setting.student.parameters()) / 1e6
         groups.append(
             compare(
-                f"{name}, {size:.1f} M parameters, batch {BATCH}, three views",
+                f"{name}: {size:.1f} M parameters, batch {setting.size}",
                 variants(setting),
                 baseline="plain step",
                 second="higher",

@@ -16,10 +16,11 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks import measure
+from benchmarks import corrupted, measure
 
 PICTURES = {"views": "docs/views.png"}  # the first group of a result
-PAGES = (Path("README.md"), Path("docs/performance.md"))
+PAGES = (Path("README.md"), Path("docs/performance.md"), Path("docs/learned-weights.md"))
+TEXTS = {"corrupted": corrupted.text}  # all others are tables of times and memory
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
     re.DOTALL,
@@ -35,7 +36,8 @@ def _table(name: str, number: str | None) -> str:
     content = json.loads((measure.RESULTS / f"{name}.json").read_text())
     if number is not None:
         content |= {"groups": [content["groups"][int(number)]], "notes": {}}
-    return f"```text\n{measure.text(content)}\n```\n\n{_machine(content['machine'])}\n"
+    text = TEXTS.get(name, measure.text)(content)
+    return f"```text\n{text}\n```\n\n{_machine(content['machine'])}\n"
 
 
 def draw(name: str, path: Path) -> None:

@@ -53,8 +53,8 @@ def meta_gradient(
             the derivative forward through the student, and needs the memory of a plain step;
             both are exact. ``"auto"`` takes double backward, but forward mode for students with
             recurrent layers, with a probe and for several inner losses; and the other one where
-            an operation lacks what it needs, with a warning. ``"higher"`` unrolls the step with the package of
-            that name: the reference for the others.
+            an operation lacks what it needs, with a warning. ``"higher"`` unrolls the step with
+            the package of that name: the reference for the others.
         probe: a cheaper inner loss, such as that of a part of the batch, through which alone
             the gradient goes. The step that is looked ahead remains that of `inner`.
         steps: how many steps to look ahead, on the same inner loss; above 1 by ``"higher"``.
