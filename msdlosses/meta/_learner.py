@@ -186,7 +186,7 @@ class MetaLearner:
         return {
             "weighting": self.weighting.state_dict(),
             "weighting_optimizer": self.weighting_optimizer.state_dict(),
-            "steps": self._taken,
+            "steps_taken": self._taken,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -195,14 +195,14 @@ class MetaLearner:
         Raises:
             KeyError: an entry is missing.
         """
-        for name in ("weighting", "weighting_optimizer", "steps"):
+        for name in ("weighting", "weighting_optimizer", "steps_taken"):
             if name not in state_dict:
                 raise KeyError(
                     f"Expected `state_dict` to hold `{name}`, got {listing(state_dict)}."
                 )
         self.weighting.load_state_dict(state_dict["weighting"])
         self.weighting_optimizer.load_state_dict(state_dict["weighting_optimizer"])
-        self._taken = state_dict["steps"]
+        self._taken = state_dict["steps_taken"]
 
     def _learns(self) -> bool:
         return self._taken < self.warmup or (self._taken - self.warmup) % self.every == 0
@@ -296,11 +296,13 @@ class MetaLearner:
 
 @contextmanager
 def _recorded(weighting: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
-    """The keywords and outputs of the weighting's calls."""
+    """The keywords and detached outputs of the weighting's calls."""
     calls: list[tuple[Any, Any]] = []
-    hook = weighting.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append((kwargs, output)), with_kwargs=True
-    )
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append((kwargs, output.detach() if isinstance(output, Tensor) else output))
+
+    hook = weighting.register_forward_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:

@@ -79,7 +79,8 @@ def moving(
     pairs = [(p, d) for p, d in zip(parameters, directions, strict=True) if d is not None]
     asked = [p for p in {*parameters, *others} if p.requires_grad]
     with ExitStack() as stack:
-        stack.enter_context(_unsafe_preserve_version_counter(tuple(p for p, _ in pairs)))
+        for parameter, _ in pairs:
+            stack.enter_context(_unsafe_preserve_version_counter(parameter))
         stack.enter_context(forward_ad.dual_level())
         stack.callback(_ask, asked, True)
         _ask(asked, False)

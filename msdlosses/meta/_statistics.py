@@ -26,7 +26,7 @@ def statistics(calls: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, Weig
         names = kwargs.get("names")
         if names is None or not isinstance(weights, Tensor) or weights.shape[-1:] != (len(names),):
             return {}
-        rows = _rows(weights.detach(), kwargs.get("valid"))
+        rows = _rows(weights, kwargs.get("valid"))
         for view, column in zip(names, rows.unbind(1), strict=True):
             columns.setdefault(view, []).append(column[~column.isnan()])
     return {view: _statistics(torch.cat(found)) for view, found in columns.items()}
