@@ -15,8 +15,8 @@ class WeightStatistics(NamedTuple):
     mean: Tensor
     min: Tensor
     entropy: Tensor
-    """Of the samples' shares of the weight, in nats: log N where all count alike, 0 where one
-    sample has all of it."""
+    """Entropy of the samples' shares of the weight in nats, log N where all count alike and 0
+    where one sample has all of it."""
 
 
 def statistics(calls: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, WeightStatistics]:
