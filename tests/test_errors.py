@@ -285,12 +285,12 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "fixed: negative": (
         lambda: FixedWeighting(full=-1),
         ValueError,
-        "`full` to be 0 or more, got -1.",
+        "`full` to be finite and 0 or more, got -1.",
     ),
     "fixed: not a number": (
         lambda: FixedWeighting(full=float("nan")),
         ValueError,
-        "`full` to be finite, got nan.",
+        "`full` to be finite and 0 or more, got nan.",
     ),
     "fixed: text": (
         lambda: FixedWeighting(full="1"),
