@@ -67,6 +67,8 @@ class LossCase:
     """A sample's row does not depend on the other samples: not so for relational losses."""
     missing: tuple[str, ...] = ("one_hot", "missing")
     """The logits with -inf for which it is finite: in both, a class that does not exist."""
+    bounded_gradient: bool = True
+    """It does not grow with the logits, so that at +-6e4 it has a place in half precision."""
     smooth: tuple[str, ...] = tuple(SMOOTH)
     """The logits at which it can be differentiated twice."""
 
@@ -191,9 +193,7 @@ def direction(row: Row) -> list[mpf]:
 
 
 def relations(student: Rows, teacher: Rows, *, distance: float, angle: float) -> list[float]:
-    q, p = (
-        np.array(rows, dtype=np.longdouble).reshape(len(rows), -1) for rows in (student, teacher)
-    )
+    q, p = (np.array(rows, dtype=np.longdouble) for rows in (student, teacher))
     count, total = len(q), np.zeros(len(q))
     if count > 1:
         apart = huber(relative_distances(q) - relative_distances(p))
@@ -236,9 +236,9 @@ def similarities(student: Rows, teacher: Rows) -> list[float]:
 # --- the losses
 
 
-def pick_target(student: Tensor, teacher: Tensor) -> Tensor:
+def pick_target(student: Tensor, teacher: Tensor, dim: int = -1) -> Tensor:
     """A class that follows the logits when their order changes."""
-    return (teacher.double() + 1e-7 * student.detach().double()).argmax(-1)
+    return (teacher.double() + 1e-7 * student.detach().double()).argmax(dim)
 
 
 class AimedDKDLoss(DKDLoss):
@@ -252,7 +252,8 @@ class AimedDKDLoss(DKDLoss):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        return super().rows(student, teacher, pick_target(student, teacher), valid=valid)
+        target = pick_target(student, teacher, self.dim)
+        return super().rows(student, teacher, target, valid=valid)
 
 
 def aimed_dkd(student: Tensor, teacher: Tensor, **options: float) -> Tensor:
@@ -324,6 +325,7 @@ def _dkd(temperature: float, alpha: float, beta: float) -> LossCase:
         partial(AimedDKDLoss, **options),
         partial(aimed_dkd, **options),
         each(decoupled_kl, **options),
+        smooth=("ordinary", "near"),  # in a tie the target itself would jump
     )
 
 
@@ -345,7 +347,13 @@ def _features(name: str, loss: Callable[..., DistillationLoss], **claims: Any) -
 
 
 FEATURE_LOSSES = [
-    _features("hint", HintLoss, function=F.hint_loss, oracle=each(squared_distance, factor=0.5)),
+    _features(
+        "hint",
+        HintLoss,
+        function=F.hint_loss,
+        oracle=each(squared_distance, factor=0.5),
+        bounded_gradient=False,
+    ),
     _features(
         "rkd",
         RKDLoss,
@@ -388,6 +396,7 @@ LOSSES = [
         function=F.logit_mse_loss,
         oracle=each(squared_distance, factor=1.0),
         missing=("missing",),
+        bounded_gradient=False,
     ),
     *FEATURE_LOSSES,
 ]

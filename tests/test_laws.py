@@ -124,7 +124,9 @@ def test_half_is_computed_in_float32(case: LossCase, pair: Pair) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(data=st.data())
 def test_finite(case: LossCase, dtype: torch.dtype, data: st.DataObject) -> None:
-    laws.finite(case, *data.draw(logit_pairs(kinds=tuple(FINITE), dtypes=(dtype,))))
+    narrow = dtype == torch.float16 and not case.bounded_gradient
+    kinds = [kind for kind in FINITE if kind != "huge" or not narrow]
+    laws.finite(case, *data.draw(logit_pairs(kinds=kinds, dtypes=(dtype,))))
 
 
 @claiming("missing")
@@ -169,7 +171,8 @@ def test_module_equals_function(case: LossCase, pair: Pair) -> None:
 @settings(max_examples=8)
 @given(data=st.data())
 def test_derivatives_are_right(case: LossCase, data: st.DataObject) -> None:
-    pairs = logit_pairs(kinds=case.smooth, dtypes=DOUBLE, min_batch=1)
+    small = {"min_batch": 1, "sequences": False, "classes": (1, 2, 3, 5)}
+    pairs = logit_pairs(kinds=case.smooth, dtypes=DOUBLE, **small)
     laws.derivatives_are_right(case, *data.draw(pairs))
 
 

@@ -328,10 +328,16 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     """
     log_p, log_q = log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)
     apart = log_q - log_p
-    first = (apart > 0).to(apart.dtype) * 2 - 1  # 1 where q is in front, -1 where p is
-    odds = first * log(weight / (1 - weight))
-    more = F.logsigmoid(-odds) - F.logsigmoid(first * apart - odds)
-    return torch.where(apart > 0, log_q, log_p) + more
+    ahead = apart > 0  # q is
+    odds = (ahead.to(apart.dtype) * 2 - 1) * log(weight / (1 - weight))
+    behind = torch.where(ahead, -apart, apart)  # at most 0: no overflow
+    more = _softplus(behind + odds) - _softplus(odds)
+    return torch.where(ahead, log_q, log_p) + more
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); linear only where that is exact."""
+    return F.softplus(x, threshold=80.0)
 
 
 def _of_target(student: Tensor, teacher: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -80,7 +80,7 @@ def dist_loss(
     student, teacher = (fill(_flat(x, dim), counts) for x in (student, teacher))
     exists = counts.unsqueeze(1) & ~((student == -torch.inf) & (teacher == -torch.inf))
     q, p = student.softmax(-1), teacher.softmax(-1)
-    share = counts.sum() / exists.sum(1).clamp(min=1)  # N / C
+    share = counts.sum().to(q.dtype) / exists.sum(1).clamp(min=1)  # N / C
     apart = inter * _apart(q, p, exists, 1) + intra * share * _apart(q, p, exists, 0)
     return times_squared(apart.reshape(rows), temperature, rescale)
 
@@ -239,7 +239,9 @@ def _samples(
 
 def _size(values: Tensor) -> Tensor:
     """A scale that the losses do not depend on: they need no gradient through it."""
-    largest = F.pad(values.detach().abs().flatten(), (0, 1)).amax()  # an empty batch has none
+    if not values.numel():
+        return values.new_ones(())
+    largest = values.detach().abs().amax()
     return largest.masked_fill(largest == 0, 1.0)
 
 

@@ -57,15 +57,25 @@ def without_axis(logits: Tensor, dim: int) -> tuple[int, ...]:
 def per_sample(rows: Tensor, valid: Tensor | None = None) -> Tensor:
     """The mean over the positions of each sample, over those that count: (N, ...) -> (N,).
 
-    It is 0 for a sample without any. What does not count may be NaN.
+    What does not count is taken to be 0; a sample without any is 0.
     """
+    if rows.ndim == 1:
+        return rows
+    rows = rows.flatten(1)
     if valid is None:
-        return rows if rows.ndim == 1 else _total(rows) / max(rows.flatten(1).shape[1], 1)
+        return rows.sum(1) / max(rows.shape[1], 1)
+    positions = valid.flatten(1) if valid.ndim > 1 else valid.unsqueeze(1)
+    counts = positions.sum(1) * (rows.shape[1] // max(positions.shape[1], 1))
+    return rows.sum(1) / counts.clamp(min=1)
+
+
+def known_per_sample(rows: Tensor, valid: Tensor | None) -> Tensor:
+    """`per_sample` of rows that may be anything, NaN too, where they do not count."""
+    if valid is None:
+        return per_sample(rows)
     while valid.ndim > rows.ndim:  # one value for all positions
         valid = valid.any(-1)
-    mask = column(valid, rows).expand_as(rows)
-    total = _total(rows.masked_fill(~mask, 0.0))
-    return total if rows.ndim == 1 else total / mask.flatten(1).sum(1).clamp(min=1)
+    return per_sample(fill(rows, valid), valid)
 
 
 def any_position(valid: Tensor) -> Tensor:
@@ -93,7 +103,3 @@ def column(values: Tensor, like: Any) -> Tensor:
 def per_row(values: Tensor, axes: int) -> Tensor:
     """`values` of the first axes of rows, so that they broadcast over the rows."""
     return values.reshape(values.shape + (1,) * (axes - values.ndim))
-
-
-def _total(rows: Tensor) -> Tensor:
-    return rows if rows.ndim == 1 else rows.flatten(1).sum(1)

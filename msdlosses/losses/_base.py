@@ -14,7 +14,7 @@ from msdlosses._checks import (
     check_mask,
     check_pair,
 )
-from msdlosses.functional._rows import column, fill, fill_target, per_row, without_axis
+from msdlosses.functional._rows import column, fill, per_row, without_axis
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -103,7 +103,6 @@ class DistillationLoss(nn.Module, ABC):
         # Filled before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
         invalid = ~per_row(valid, student.ndim - 1).unsqueeze(self.dim)
         student, teacher = (x.masked_fill(invalid, 0.0) for x in (student, teacher))
-        target = None if target is None else fill_target(target, valid)
         return fill(self.rows(student, teacher, target, valid=valid), valid)
 
     def forward(

@@ -175,9 +175,10 @@ class MSDLoss(nn.Module):
         known = [mask for mask in masks if mask is not None]
         if not known:
             return None
-        like = max(known, key=lambda mask: mask.ndim)
+        axes = max(mask.ndim for mask in known)
+        like = next(mask for mask in known if mask.ndim == axes)
         samples = like.new_ones(len(like))
-        every = [per_row(samples if mask is None else mask, like.ndim) for mask in masks]
+        every = [per_row(samples if mask is None else mask, axes) for mask in masks]
         return torch.stack([mask.expand_as(like) for mask in every], dim=-1)
 
     def _terms(

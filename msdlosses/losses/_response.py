@@ -11,7 +11,7 @@ from msdlosses import functional
 from msdlosses._checks import check_given, check_number, check_positive, check_within
 from msdlosses.functional._divergences import check_decoupling, check_skew
 from msdlosses.functional._relations import check_weights
-from msdlosses.functional._rows import Temperature
+from msdlosses.functional._rows import Temperature, fill_target
 from msdlosses.losses._base import DistillationLoss
 
 
@@ -340,6 +340,8 @@ class DKDLoss(TemperedLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         target = check_given("target", target, self)
+        if valid is not None:  # what is ignored need not be a class
+            target = fill_target(target, valid)
         return functional.dkd_loss(
             student, teacher, target, alpha=self.alpha, beta=self.beta, **self.options()
         )

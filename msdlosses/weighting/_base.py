@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msdlosses._checks import check_callable, describe, listing
 from msdlosses.functional import cross_entropy
-from msdlosses.functional._rows import fill_target, per_sample, widen
+from msdlosses.functional._rows import fill_target, known_per_sample, widen
 from msdlosses.functional._saliency import Divergence
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +67,7 @@ def teacher_loss(
             f"Expected `task_loss` to give one value for each of {len(logits)} samples, "
             f"got {describe(rows)}. Set its reduction to 'none'."
         )
-    return per_sample(rows, valid).detach()
+    return known_per_sample(rows, valid).detach()
 
 
 def view_of(teacher: Mapping[str, Tensor], view: str) -> Tensor:

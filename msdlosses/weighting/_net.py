@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from msdlosses._checks import check_names, check_size, listing
 from msdlosses.functional import FULL, kl_divergence
-from msdlosses.functional._rows import any_position, per_sample
+from msdlosses.functional._rows import any_position, known_per_sample
 from msdlosses.functional._saliency import Divergence, divergence_rows
 from msdlosses.weighting._base import (
     TaskLoss,
@@ -142,8 +142,8 @@ class WeightNet(Weighting):
             loss = teacher_loss(self.task_loss, teacher, view, target, known)
         sure = divergence_rows(self.divergence, torch.zeros_like(logits), logits)
         apart = divergence_rows(self.divergence, logits, whole)
-        term = term.detach() if known is None else per_sample(term.detach(), known)
-        parts = [term, loss, per_sample(sure, known), per_sample(apart, seen)]
+        term = term.detach() if known is None else known_per_sample(term.detach(), known)
+        parts = [term, loss, known_per_sample(sure, known), known_per_sample(apart, seen)]
         return torch.stack(parts, dim=-1)
 
     def extra_repr(self) -> str:

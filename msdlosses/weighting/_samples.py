@@ -18,7 +18,7 @@ from msdlosses._checks import (
 )
 from msdlosses._fitted import FittedBuffers
 from msdlosses.functional import FULL, kl_divergence
-from msdlosses.functional._rows import per_sample
+from msdlosses.functional._rows import known_per_sample
 from msdlosses.functional._saliency import (
     Divergence,
     known_saliencies,
@@ -143,7 +143,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
             weights = view_of(teacher, view).new_ones(len(teacher[view]))
         else:
             saliency = view_saliency(teacher, view, divergence=self.divergence)
-            weights = torch.tanh(self.alpha * per_sample(saliency, known)).detach()
+            weights = torch.tanh(self.alpha * known_per_sample(saliency, known)).detach()
         if known is None:
             return weights, torch.ones_like(weights, dtype=torch.bool)
         return weights, known if known.ndim == 1 else known.flatten(1).any(1)
