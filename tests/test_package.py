@@ -20,11 +20,17 @@ from msdlosses import functional
 PACKAGE = Path(msdlosses.__file__).parent
 
 PUBLIC = [
+    "DISTLoss",
+    "DKDLoss",
     "DistillationLoss",
+    "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",
+    "HintLoss",
+    "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LogitMSELoss",
     "MSDLoss",
     "MSDParts",
     "MeanFill",
@@ -33,17 +39,35 @@ PUBLIC = [
     "ModalityDropout",
     "ModalityViews",
     "MultiLabelKDLoss",
+    "RKDLoss",
+    "ReverseKDLoss",
+    "SPLoss",
     "SaliencyWeighting",
     "Shuffle",
     "TeacherCache",
     "TeacherLossWeighting",
+    "UncertaintyWeighting",
     "WeightNet",
     "Weighting",
     "functional",
     "modality_saliency",
 ]
 
-FUNCTIONS = ["kl_divergence", "modality_saliency", "multilabel_kl_divergence"]
+FUNCTIONS = [
+    "cross_entropy",
+    "dist_loss",
+    "dkd_loss",
+    "hint_loss",
+    "js_divergence",
+    "kl_divergence",
+    "logit_mse_loss",
+    "modality_saliency",
+    "multilabel_cross_entropy",
+    "multilabel_kl_divergence",
+    "reverse_kl_divergence",
+    "rkd_loss",
+    "sp_loss",
+]
 
 # What a user writes subclasses of, or is handed, and does not make: no example of a call.
 NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
@@ -57,7 +81,17 @@ ORDER = [
     {"cache", "meta"},
     {"__init__"},
 ]
-WITHIN_MASKING = [{"_batches"}, {"_maskers"}, {"_views"}, {"__init__"}]
+WITHIN = {
+    "functional": [
+        {"_rows"},
+        {"_distances", "_divergences", "_relations", "_tasks"},
+        {"_saliency"},
+        {"__init__"},
+    ],
+    "losses": [{"_base"}, {"_features", "_msd", "_response"}, {"__init__"}],
+    "masking": [{"_batches"}, {"_maskers"}, {"_views"}, {"__init__"}],
+    "weighting": [{"_base"}, {"_net", "_samples", "_views"}, {"__init__"}],
+}
 
 
 def test_the_public_names_are_these() -> None:
@@ -166,10 +200,12 @@ def test_imports_run_one_way(path: Path) -> None:
     if not folder:
         assert_in_order(path, path.stem, "msdlosses", ORDER)
         return
-    assert folder == ["masking"], f"{path} is new: give it a place in the order of imports"
-    assert_in_order(path, path.stem, "msdlosses.masking", WITHIN_MASKING)
-    earlier = set.union(*ORDER[: next(i for i, names in enumerate(ORDER) if "masking" in names)])
-    assert own(path, "msdlosses") <= earlier | {"masking"}
+    assert len(folder) == 1, f"{path} is new: give it a place in the order of imports"
+    name = folder[0]
+    assert name in WITHIN, f"{path} is new: give it a place in the order of imports"
+    assert_in_order(path, path.stem, f"msdlosses.{name}", WITHIN[name])
+    earlier = set.union(*ORDER[: next(i for i, names in enumerate(ORDER) if name in names)], set())
+    assert own(path, "msdlosses") <= earlier | {name}
 
 
 def test_nothing_imports_the_package_itself() -> None:

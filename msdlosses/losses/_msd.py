@@ -231,7 +231,10 @@ class MSDLoss(nn.Module):
         if self.reduction == "none":
             return rows
         loss = rows.sum() if self.reduction == "sum" else rows.sum() / count.clamp(min=1)
-        return loss if self.weighting is None else loss + self.weighting.penalty()
+        penalty = 0.0 if self.weighting is None else self.weighting.penalty()
+        if isinstance(penalty, Tensor):
+            penalty = penalty * (count > 0)  # where nothing counts the loss is 0
+        return loss + penalty
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, average={self.average!r}"
