@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from msdlosses._checks import check_views, listing
+from msdlosses._checks import check_callable, check_views, listing
 from msdlosses.functional._divergences import kl_divergence
 
 FULL = "full"
@@ -20,6 +20,11 @@ class RowLoss(Protocol):
 
 
 Divergence = RowLoss | Callable[[Tensor, Tensor], Tensor]
+
+
+def check_divergence(divergence: object) -> None:
+    """A function of logits, or a loss."""
+    check_callable("divergence", getattr(divergence, "rows", divergence))
 
 
 def divergence_rows(divergence: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
@@ -46,7 +51,7 @@ def modality_saliency(
         Each view: (N, ..., C). Returns modality -> (N, ...).
 
     Raises:
-        TypeError: ``teacher`` is no mapping of views to logits.
+        TypeError: ``teacher`` is no mapping of views to logits, ``divergence`` not callable.
         ValueError: no views, logits that are not (N, ..., C).
         KeyError: a view that is needed is not there.
 
@@ -58,6 +63,7 @@ def modality_saliency(
     Source: [paper] "saliency scores for each modality"; D, the KL divergence: [ours].
     """
     check_views("teacher", teacher)
+    check_divergence(divergence)
     return {
         modality: view_saliency(teacher, modality, divergence=divergence)
         for modality in _modalities(teacher)

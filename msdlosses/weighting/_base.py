@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from msdlosses._checks import check_callable, describe, listing
 from msdlosses.functional import cross_entropy
 from msdlosses.functional._rows import fill_target, known_per_sample, widen
-from msdlosses.functional._saliency import Divergence
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -80,11 +79,6 @@ def view_of(teacher: Mapping[str, Tensor], view: str) -> Tensor:
 def columns_of(valid: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
     """What counts by view: view -> (N, ...); nothing where all does."""
     return {} if valid is None else dict(zip(names, valid.unbind(-1), strict=True))
-
-
-def check_divergence(divergence: Divergence) -> None:
-    """A function of logits, or a loss."""
-    check_callable("divergence", getattr(divergence, "rows", divergence))
 
 
 def checked_task_loss(task_loss: TaskLoss | None) -> TaskLoss:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from msdlosses._checks import check_names, check_size, listing
 from msdlosses.functional import FULL, kl_divergence
 from msdlosses.functional._rows import any_position, known_per_sample
-from msdlosses.functional._saliency import Divergence, divergence_rows
+from msdlosses.functional._saliency import Divergence, check_divergence, divergence_rows
 from msdlosses.weighting._base import (
     TaskLoss,
     Weighting,
-    check_divergence,
     checked_task_loss,
     columns_of,
     teacher_loss,

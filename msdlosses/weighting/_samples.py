@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import zip_longest
 from typing import cast
 
 import torch
@@ -21,6 +21,7 @@ from msdlosses.functional import FULL, kl_divergence
 from msdlosses.functional._rows import known_per_sample
 from msdlosses.functional._saliency import (
     Divergence,
+    check_divergence,
     known_saliencies,
     opposite,
     view_saliency,
@@ -28,7 +29,6 @@ from msdlosses.functional._saliency import (
 from msdlosses.weighting._base import (
     TaskLoss,
     Weighting,
-    check_divergence,
     checked_task_loss,
     columns_of,
     teacher_loss,
@@ -216,10 +216,11 @@ def _batches(
         raise TypeError(f"Expected `teacher` to be a mapping, or several, got {describe(teacher)}.")
     if isinstance(valid, Tensor) or not isinstance(valid, Iterable | None):
         raise TypeError(f"Expected `valid` to be a mask for each batch, got {describe(valid)}.")
-    masks = repeat(None) if valid is None else valid
-    for views, mask in zip(teacher, masks, strict=valid is not None):
+    for views, mask in zip_longest(teacher, () if valid is None else valid):
+        if views is None:
+            raise ValueError("Expected one mask in `valid` for each batch, got more.")
         check_views("teacher", views)
-        if mask is not None:
+        if valid is not None:
             check_grid("valid", mask, tuple(views))
         yield views, mask
 
