@@ -69,5 +69,10 @@ def clean(namespace: dict[str, Any]) -> None:
 docstrings = Sybil(
     parsers=[DocTestParser(ELLIPSIS)], patterns=["msdlosses/**/*.py"], setup=docstring
 )
-pages = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md"], setup=page, teardown=clean)
+pages = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/recipes.md"],
+    setup=page,
+    teardown=clean,
+)
 pytest_collect_file = (docstrings + pages).pytest()
