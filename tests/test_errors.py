@@ -511,7 +511,7 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "temperature: a parameter": (
         lambda: KDLoss(nn.Parameter(torch.tensor(2.0))),
         TypeError,
-        "got a Parameter, which would not stay above 0: set `learn_temperature`.",
+        "got one that is learned, which would not stay above 0: set `learn_temperature`.",
     ),
     "temperature: learned from 0": (
         lambda: JSDLoss(temperature=0.0, learn_temperature=True),

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
-from strategies import ViewBatch, generators, make_views, view_batches
+from strategies import DTYPES, KINDS, ViewBatch, generators, make_views, shapes, view_batches
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -158,6 +158,67 @@ def test_a_samples_weights_do_not_depend_on_the_others(scheme: str, batch: ViewB
     )
     valid = alone.valid
     assert_close(weigh(weighting, alone)[valid], weigh(weighting, batch)[:1][valid])
+
+
+@st.composite
+def any_views(draw: st.DrawFn, kinds: Sequence[str] = tuple(KINDS)) -> ViewBatch:
+    """Whole samples whose logits are of any size and precision, or -inf for lacking classes."""
+    shape = draw(shapes(min_batch=1, classes=(CLASSES,)))
+    pairs = [KINDS[draw(st.sampled_from(kinds))](shape, draw(generators())) for _ in NAMES]
+    dtype = draw(st.sampled_from(DTYPES))
+    student, teacher = (
+        {view: pair[side].to(dtype) for view, pair in zip(NAMES, pairs, strict=True)}
+        for side in (0, 1)
+    )
+    target = torch.randint(CLASSES, shape[:-1], generator=draw(generators()))
+    return ViewBatch(student, teacher, target, torch.ones(shape[0], 3, dtype=torch.bool))
+
+
+@every_scheme
+@given(batch=any_views(), masked=st.booleans())
+def test_weights_are_finite_for_any_teacher(scheme: str, batch: ViewBatch, masked: bool) -> None:
+    """One-hot, at +-6e4 in half precision, without some classes; and terms that are infinite."""
+    weighting = SCHEMES[scheme](NAMES)
+    terms = torch.rand(len(batch.target), 3)
+    terms[0, 0] = float("inf")
+    valid = batch.valid if masked else None
+    weights = weighting(terms, batch.teacher, batch.target, names=NAMES, valid=valid)
+    assert weights.isfinite().all()
+    assert weights.dtype == terms.dtype
+    learned = list(weighting.parameters())
+    if learned:
+        found = torch.autograd.grad(weights.sum(), learned)
+        assert all(gradient.isfinite().all() for gradient in found)
+
+
+@every_scheme
+@given(batch=any_views(("ordinary", "near")), rng=generators())
+def test_weights_see_neither_the_order_nor_a_shift_of_the_classes(
+    scheme: str, batch: ViewBatch, rng: torch.Generator
+) -> None:
+    weighting = SCHEMES[scheme](NAMES)
+    terms, order = torch.rand(len(batch.target), 3), torch.randperm(CLASSES, generator=rng)
+    teacher = {view: x.double() for view, x in batch.teacher.items()}
+    moved = {view: x[..., order] + 3 for view, x in teacher.items()}
+    weights = weighting(terms, teacher, batch.target, names=NAMES)
+    turned = weighting(terms, moved, order.argsort()[batch.target], names=NAMES)
+    assert_close(turned, weights)
+
+
+@every_scheme
+@given(batch=view_batches(classes=CLASSES), rng=generators())
+def test_the_order_of_the_samples_does_not_matter(
+    scheme: str, batch: ViewBatch, rng: torch.Generator
+) -> None:
+    weighting = SCHEMES[scheme](batch.names)
+    order = torch.randperm(len(batch.target), generator=rng)
+    turned = ViewBatch(
+        {view: x[order] for view, x in batch.student.items()},
+        {view: x[order] for view, x in batch.teacher.items()},
+        batch.target[order],
+        batch.valid[order],
+    )
+    assert_close(weigh(weighting, turned), weigh(weighting, batch)[order], equal_nan=True)
 
 
 def test_a_scheme_has_no_penalty_unless_it_says_so() -> None:

@@ -49,7 +49,7 @@ def kl_divergence(
             the teacher's logits, and not their size. A deviation below 0.01 counts as 0.01, so
             that constant logits have a gradient of bounded size.
         skew: alpha, in [0, 1). Above 0 the divergence is finite also where the student rules a
-            class out, at most ``-log(alpha)``.
+            class out, at most ``-log(alpha)`` times tau squared.
         dim: the class axis.
 
     Shape:

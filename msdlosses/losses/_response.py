@@ -47,29 +47,29 @@ class TemperedLoss(DistillationLoss):
 
     def _keep(self, temperature: Temperature, learn: bool) -> None:
         """The number as it is, a tensor as a buffer, and the logarithm of what is learned."""
-        if isinstance(temperature, nn.Parameter):
+        if isinstance(temperature, Tensor) and temperature.requires_grad:
             raise TypeError(
-                "Expected `temperature` to be a number or a tensor, got a Parameter, which would "
-                "not stay above 0: set `learn_temperature`."
+                "Expected `temperature` to be a number or a tensor without gradient, got one that "
+                "is learned, which would not stay above 0: set `learn_temperature`."
             )
         if isinstance(temperature, Tensor):
             check_positive("temperature", temperature)
         else:
             check_number("temperature", temperature, above=0)
-        self._temperature: Temperature
+        self.fixed_temperature: Temperature
         if learn:
             value = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
             self.log_temperature = nn.Parameter(value.log())
         elif isinstance(temperature, Tensor):
-            self.register_buffer("_temperature", temperature)
+            self.register_buffer("fixed_temperature", temperature)
         else:
-            self._temperature = temperature
+            self.fixed_temperature = temperature
         self.learn_temperature = learn
 
     @property
     def temperature(self) -> Temperature:
         """tau: a number, or a tensor; one that is learned carries its graph."""
-        return self.log_temperature.exp() if self.learn_temperature else self._temperature
+        return self.log_temperature.exp() if self.learn_temperature else self.fixed_temperature
 
     def options(self) -> dict[str, Any]:
         """What the function is called with."""
@@ -107,8 +107,8 @@ class KDLoss(TemperedLoss):
         ``student`` and ``teacher``: (N, ..., C), the classes at ``dim``.
 
     Raises:
-        TypeError: options of the wrong kind, a temperature that is a parameter; logits that are
-            no floating-point tensors.
+        TypeError: options of the wrong kind, a temperature that requires a gradient; logits that
+            are no floating-point tensors.
         ValueError: a temperature that is not above 0, a skew outside [0, 1); shapes or devices
             that differ.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from msdlosses._checks import check_callable, describe, listing
-from msdlosses.functional import cross_entropy
+from msdlosses.functional import FULL, cross_entropy
 from msdlosses.functional._rows import fill_target, known_per_sample, widen
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -79,6 +80,13 @@ def view_of(teacher: Mapping[str, Tensor], view: str) -> Tensor:
 def columns_of(valid: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
     """What counts by view: view -> (N, ...); nothing where all does."""
     return {} if valid is None else dict(zip(names, valid.unbind(-1), strict=True))
+
+
+def whole_of(columns: Mapping[str, Tensor]) -> Tensor | None:
+    """Where the whole input is known: where it counts, or where no view lacks; None if all is."""
+    if FULL in columns or not columns:
+        return columns.get(FULL)
+    return torch.stack(list(columns.values())).all(0)
 
 
 def checked_task_loss(task_loss: TaskLoss | None) -> TaskLoss:

@@ -19,6 +19,7 @@ from msdlosses.weighting._base import (
     columns_of,
     teacher_loss,
     view_of,
+    whole_of,
 )
 
 
@@ -109,51 +110,44 @@ class WeightNet(Weighting):
         valid: Tensor | None = None,
     ) -> Tensor:
         """What the network sees: (N, K, 4), without gradient, 0 where it is not known."""
-        valid_of = columns_of(valid, self.names)
-        whole = _whole(valid_of)
-        rows = []
-        for view, term in zip(self.names, terms.unbind(-1), strict=True):
-            known = valid_of.get(view)
-            seen = None if known is None or whole is None else known & whole
-            rows.append(self._cues_of(view, term, teacher, target, known, seen))
-        cues = torch.stack(rows, dim=1) / log(max(self.num_classes, 2))
+        columns = columns_of(valid, self.names)
+        rows = [self._of_teacher(view, teacher, target, columns) for view in self.names]
+        terms = terms.detach()
+        if valid is not None:
+            terms = terms.masked_fill(~any_position(valid), 0.0)
+        cues = torch.cat([terms.unsqueeze(-1), torch.stack(rows, dim=1)], dim=-1)
         parameter = next(self.network.parameters())
-        return torch.log1p(cues.clamp(min=0)).to(parameter.dtype)
+        # A teacher that rules the target out has an infinite loss.
+        cues = (cues / log(max(self.num_classes, 2))).clamp(0, torch.finfo(cues.dtype).max)
+        return torch.log1p(cues).to(parameter.dtype)
 
-    def _cues_of(
+    def _of_teacher(
         self,
         view: str,
-        term: Tensor,
         teacher: Mapping[str, Tensor],
         target: Tensor | None,
-        known: Tensor | None,
-        seen: Tensor | None,
+        columns: Mapping[str, Tensor],
     ) -> Tensor:
-        """The four of a view, (N, 4); the last one needs what is `seen` of the whole input too."""
+        """Its loss, how sure it is, and how far from the whole input's prediction: (N, 3)."""
         logits, whole = view_of(teacher, view), view_of(teacher, FULL)
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"Expected `teacher[{view!r}]` of {self.num_classes} classes, "
                 f"got {logits.shape[-1]}."
             )
-        loss = torch.zeros_like(term)
+        known, seen = columns.get(view), whole_of(columns)
+        loss = logits.new_zeros(len(logits))
         if target is not None:
             loss = teacher_loss(self.task_loss, teacher, view, target, known)
         sure = divergence_rows(self.divergence, torch.zeros_like(logits), logits)
         apart = divergence_rows(self.divergence, logits, whole)
-        term = term.detach() if known is None else known_per_sample(term.detach(), known)
-        parts = [term, loss, known_per_sample(sure, known), known_per_sample(apart, seen)]
-        return torch.stack(parts, dim=-1)
+        both = known if known is None or seen is None else known & seen
+        return torch.stack(
+            [loss, known_per_sample(sure, known), known_per_sample(apart, both)], dim=-1
+        )
 
     def extra_repr(self) -> str:
         return f"names={self.names}, num_classes={self.num_classes}, normalize={self.normalize}"
-
-
-def _whole(columns: Mapping[str, Tensor]) -> Tensor | None:
-    """Where the whole input is known: where it counts, or where no view is lacking."""
-    if FULL in columns or not columns:
-        return columns.get(FULL)
-    return torch.stack(list(columns.values())).all(0)
 
 
 def _mean(weights: Tensor, valid: Tensor | None) -> Tensor:

@@ -33,6 +33,7 @@ from msdlosses.weighting._base import (
     columns_of,
     teacher_loss,
     view_of,
+    whole_of,
 )
 
 
@@ -227,9 +228,5 @@ def _batches(
 
 def _both_known(view: str, columns: Mapping[str, Tensor]) -> Tensor | None:
     """Where the two predictions that a saliency compares are valid; None where all are."""
-    if not columns:
-        return None
-    whole = columns.get(FULL)
-    if whole is None:
-        whole = torch.stack(list(columns.values())).all(0)
-    return whole & columns.get(opposite(view, columns), whole)
+    whole = whole_of(columns)
+    return None if whole is None else whole & columns.get(opposite(view, columns), whole)
