@@ -733,6 +733,23 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "`average` to be one of `sample`, `batch`, got 'positions'.",
     ),
+    "msd: average over positions that one view lacks": (
+        lambda: MSDLoss(KDLoss(), average="batch")(
+            S | {"text": X[:, None]}, T | {"text": X[:, None]}
+        ),
+        ValueError,
+        "views that all have positions, or none, to average over the batch's, got axes",
+    ),
+    "temperature: a tensor for a number": (
+        lambda: setattr(KDLoss(2.0), "temperature", torch.tensor(2.0)),
+        TypeError,
+        "`temperature` to be a number, got float32 ().",
+    ),
+    "temperature: set to 0": (
+        lambda: setattr(KDLoss(2.0), "temperature", 0.0),
+        ValueError,
+        "`temperature` to be finite above 0, got 0.0.",
+    ),
     "msd: features of another batch": (
         lambda: MSDLoss(RKDLoss())(S, T | {"text": WIDER[:3]}),
         ValueError,

@@ -308,6 +308,24 @@ def test_a_temperature_of_one_value_is_a_buffer(name: str) -> None:
 
 
 @every_tempered
+def test_a_temperature_can_be_set(name: str) -> None:
+    """For a schedule: of a number, a buffer and a parameter, which stay what they are."""
+    student, teacher = torch.randn(2, 3, 5)
+    expected = TEMPERED[name](3.0)(student, teacher)
+    learned = {"learn_temperature": True}
+    for loss in (
+        TEMPERED[name](2.0),
+        TEMPERED[name](torch.tensor(2.0)),
+        TEMPERED[name](2.0, **learned),
+        TEMPERED[name](torch.full((3,), 2.0), **learned),
+    ):
+        kept = {key: value.data_ptr() for key, value in loss.state_dict().items()}
+        loss.temperature = 3.0
+        assert_close(loss(student, teacher), expected)
+        assert {key: value.data_ptr() for key, value in loss.state_dict().items()} == kept
+
+
+@every_tempered
 def test_a_learned_temperature_stays_above_0_and_is_saved(name: str) -> None:
     student, teacher = pair(3, 5)
     loss = TEMPERED[name](2.0, learn_temperature=True).double()

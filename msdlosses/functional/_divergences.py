@@ -329,7 +329,8 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     log_p, log_q = log_p.clamp(min=LOWEST), log_q.clamp(min=LOWEST)
     apart = log_q - log_p
     ahead = apart > 0  # q is
-    odds = (ahead.to(apart.dtype) * 2 - 1) * log(weight / (1 - weight))
+    odds = apart.new_full((), log(weight / (1 - weight)))
+    odds = torch.where(ahead, odds, -odds)
     behind = torch.where(ahead, -apart, apart)  # at most 0: no overflow
     more = _softplus(behind + odds) - _softplus(odds)
     return torch.where(ahead, log_q, log_p) + more

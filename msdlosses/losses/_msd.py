@@ -57,7 +57,7 @@ class MSDLoss(nn.Module):
     Raises:
         TypeError: a criterion, weighting or argument of the wrong kind.
         ValueError: shapes or devices that differ, a mask or weights that do not fit; a mapping of
-            no criteria.
+            no criteria; an unknown reduction or average.
         KeyError: the teacher, or a mapping of criteria, lacks a view of the student.
 
     Example:
@@ -158,6 +158,12 @@ class MSDLoss(nn.Module):
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], valid: Tensor | None
     ) -> None:
         _check_views(student, teacher)
+        axes = {view: logits.ndim for view, logits in student.items()}
+        if self.average == "batch" and len(set(axes.values())) > 1:
+            raise ValueError(
+                "Expected `student` views that all have positions, or none, to average over the "
+                f"batch's, got axes {axes}."
+            )
         for view, logits in student.items():
             self._criterion(view).check(logits, teacher[view], view=view)
         if valid is not None:

@@ -47,15 +47,8 @@ class TemperedLoss(DistillationLoss):
 
     def _keep(self, temperature: Temperature, learn: bool) -> None:
         """The number as it is, a tensor as a buffer, and the logarithm of what is learned."""
-        if isinstance(temperature, Tensor) and temperature.requires_grad:
-            raise TypeError(
-                "Expected `temperature` to be a number or a tensor without gradient, got one that "
-                "is learned, which would not stay above 0: set `learn_temperature`."
-            )
-        if isinstance(temperature, Tensor):
-            check_positive("temperature", temperature)
-        else:
-            check_number("temperature", temperature, above=0)
+        _check_temperature(temperature)
+        self.learn_temperature = learn
         self.fixed_temperature: Temperature
         if learn:
             value = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
@@ -64,12 +57,22 @@ class TemperedLoss(DistillationLoss):
             self.register_buffer("fixed_temperature", temperature)
         else:
             self.fixed_temperature = temperature
-        self.learn_temperature = learn
 
     @property
     def temperature(self) -> Temperature:
-        """tau: a number, or a tensor; one that is learned carries its graph."""
+        """tau: a number, or a tensor; one that is learned carries its graph. It can be set."""
         return self.log_temperature.exp() if self.learn_temperature else self.fixed_temperature
+
+    @temperature.setter
+    def temperature(self, temperature: Temperature) -> None:
+        _check_temperature(temperature)
+        if self.learn_temperature:
+            self.log_temperature.data.copy_(torch.as_tensor(temperature).log())
+        elif isinstance(self.fixed_temperature, Tensor):
+            self.fixed_temperature.copy_(torch.as_tensor(temperature))
+        else:
+            check_number("temperature", temperature)  # it was one, and is no buffer
+            self.fixed_temperature = temperature
 
     def options(self) -> dict[str, Any]:
         """What the function is called with."""
@@ -84,6 +87,18 @@ class TemperedLoss(DistillationLoss):
         return f"temperature={value}{learned}{rescale}, {super().extra_repr()}"
 
 
+def _check_temperature(temperature: Temperature) -> None:
+    if not isinstance(temperature, Tensor):
+        check_number("temperature", temperature, above=0)
+        return
+    if temperature.requires_grad:
+        raise TypeError(
+            "Expected `temperature` to be a number or a tensor without gradient, got one that "
+            "is learned, which would not stay above 0: set `learn_temperature`."
+        )
+    check_positive("temperature", temperature)
+
+
 class KDLoss(TemperedLoss):
     r"""Softmax Kullback-Leibler divergence from the teacher to the student, times tau squared.
 
@@ -92,7 +107,8 @@ class KDLoss(TemperedLoss):
 
     Args:
         temperature: tau, above 0: a number; or a tensor of one value or one per sample, kept as
-            a buffer. Change it in place for a schedule: a number that changes is compiled anew.
+            a buffer. It can be set anew, for a schedule, as `loss.temperature`: under
+            ``torch.compile`` take a tensor for that, as every number is a graph of its own.
         learn_temperature: keep the logarithm of tau as a parameter, `log_temperature`, so that
             tau stays above 0.
         rescale: multiply by tau squared, without which the gradient falls as tau grows.
