@@ -71,7 +71,7 @@ docstrings = Sybil(
 )
 pages = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/recipes.md"],
+    patterns=["README.md", "docs/*.md"],
     setup=page,
     teardown=clean,
 )
