@@ -574,7 +574,11 @@ def forward_mode_equals_backward(
     value, gradient = value_and_gradient(loss, student, teacher)
     primal, slope = torch.func.jvp(lambda s: loss(s, teacher), (student,), (tangent,))
     assert_close(primal, value)
-    assert_close(slope, (gradient * tangent).sum())
+    parts = gradient * tangent
+    # Both are sums in which large parts may cancel.
+    rounding = 1e-5 if student.dtype == torch.float32 else 1e-12
+    size = max(parts.abs().sum().item(), 1.0)
+    assert_close(slope, parts.sum(), rtol=0, atol=rounding * size)
 
 
 def vmap_equals_a_loop(case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor) -> None:
