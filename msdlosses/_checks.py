@@ -82,6 +82,15 @@ def check_within(name: str, value: object, low: float, high: float) -> None:
         raise ValueError(f"Expected `{name}` in [{low:g}, {high:g}], got {value}.")
 
 
+def check_weights(**weights: float) -> None:
+    """Weights of two parts, of which one counts."""
+    for name, weight in weights.items():
+        check_number(name, weight, least=0)
+    if not any(weights.values()):
+        names = " or ".join(f"`{name}`" for name in weights)
+        raise ValueError(f"Expected {names} above 0, got 0 and 0.")
+
+
 def check_positive(
     name: str,
     value: Tensor,

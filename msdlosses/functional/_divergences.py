@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msdlosses._checks import check_indices, check_number, check_pair, check_within
+from msdlosses._checks import check_indices, check_pair, check_weights, check_within
 from msdlosses.functional._rows import Temperature, soften, times_squared, widen, without_axis
 
 LOWEST = -1e30
@@ -274,7 +274,7 @@ def dkd_loss(
     Source: [built on] Zhao et al. 2022, arXiv 2203.08679, section 3; the rows that have no second
     part: [ours].
     """
-    check_decoupling(alpha, beta)
+    check_weights(alpha=alpha, beta=beta)
     student, teacher = soften(student, teacher, temperature, dim)
     rows = without_axis(student, dim)
     check_indices("target", target, rows, student.shape[dim], device=student.device)
@@ -285,14 +285,6 @@ def dkd_loss(
     if beta:
         parts.append(beta * _of_others(student, teacher, index, dim))
     return _finished(torch.stack(parts).sum(0), temperature, rescale)
-
-
-def check_decoupling(alpha: float, beta: float) -> None:
-    """Two weights of which one counts."""
-    for name, weight in (("alpha", alpha), ("beta", beta)):
-        check_number(name, weight, least=0)
-    if not alpha and not beta:
-        raise ValueError("Expected `alpha` or `beta` above 0, got 0 and 0.")
 
 
 def check_skew(skew: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msdlosses._checks import check_mask, check_number, check_pair
+from msdlosses._checks import check_mask, check_pair, check_weights
 from msdlosses.functional._rows import (
     Temperature,
     fill,
@@ -186,15 +186,6 @@ def sp_loss(
         likeness = [x @ x.mT for x in (student, teacher)]
     q, p = (_unit(x, 1, torch.finfo(x.dtype).tiny ** 0.25) for x in likeness)
     return ((q - p).square().sum(1) / counts.sum().clamp(min=1)).reshape(rows)
-
-
-def check_weights(**weights: float) -> None:
-    """Weights of two parts, of which one counts."""
-    for name, weight in weights.items():
-        check_number(name, weight, least=0)
-    if not any(weights.values()):
-        names = " or ".join(f"`{name}`" for name in weights)
-        raise ValueError(f"Expected {names} above 0, got 0 and 0.")
 
 
 def _apart(q: Tensor, p: Tensor, exists: Tensor, dim: int) -> Tensor:

@@ -87,7 +87,8 @@ class DistillationLoss(nn.Module, ABC):
         kept = target != self.ignore_index
         if valid is None:
             return kept
-        return column(valid, kept) & kept if valid.ndim < kept.ndim else valid & column(kept, valid)
+        axes = max(valid.ndim, kept.ndim)
+        return per_row(valid, axes) & per_row(kept, axes)
 
     def valid_rows(
         self,

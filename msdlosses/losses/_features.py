@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from msdlosses import functional
-from msdlosses._checks import describe
-from msdlosses.functional._relations import check_weights
+from msdlosses._checks import check_weights, describe
 from msdlosses.losses._base import DistillationLoss
 
 

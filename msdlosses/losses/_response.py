@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from msdlosses import functional
-from msdlosses._checks import check_given, check_number, check_positive, check_within
-from msdlosses.functional._divergences import check_decoupling, check_skew
-from msdlosses.functional._relations import check_weights
+from msdlosses._checks import (
+    check_given,
+    check_number,
+    check_positive,
+    check_weights,
+    check_within,
+)
+from msdlosses.functional._divergences import check_skew
 from msdlosses.functional._rows import Temperature, fill_target
 from msdlosses.losses._base import DistillationLoss
 
@@ -343,7 +348,7 @@ class DKDLoss(TemperedLoss):
         **options: Unpack[TemperedOptions],
     ) -> None:
         super().__init__(temperature, **options)
-        check_decoupling(alpha, beta)
+        check_weights(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
 
