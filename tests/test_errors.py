@@ -700,8 +700,8 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
     "loss: dim": (lambda: KDLoss(dim="C"), TypeError, "`dim` to be an integer, got str."),
     "loss: no reduction": (
         lambda: SPLoss(reduction=None),
-        TypeError,
-        "`reduction` to be one of `mean`, `sum`, `none`, got NoneType.",
+        ValueError,
+        "`reduction` to be one of `mean`, `sum`, `none`, got None.",
     ),
     "loss: option": (lambda: KDLoss(tau=2.0), TypeError, "tau"),
     "ignore: part of a class": (
