@@ -3,7 +3,21 @@
 from msdlosses import functional
 from msdlosses.cache import TeacherCache
 from msdlosses.functional import modality_saliency
-from msdlosses.losses import DistillationLoss, KDLoss, MSDLoss, MSDParts, MultiLabelKDLoss
+from msdlosses.losses import (
+    DistillationLoss,
+    DISTLoss,
+    DKDLoss,
+    HintLoss,
+    JSDLoss,
+    KDLoss,
+    LogitMSELoss,
+    MSDLoss,
+    MSDParts,
+    MultiLabelKDLoss,
+    ReverseKDLoss,
+    RKDLoss,
+    SPLoss,
+)
 from msdlosses.masking import (
     Fill,
     LearnedFill,
@@ -14,19 +28,27 @@ from msdlosses.masking import (
 )
 from msdlosses.meta import MetaLearner, MetaStep
 from msdlosses.weighting import (
+    DynamicWeightAverage,
     FixedWeighting,
     SaliencyWeighting,
     TeacherLossWeighting,
+    UncertaintyWeighting,
     Weighting,
     WeightNet,
 )
 
 __all__ = [
+    "DISTLoss",
+    "DKDLoss",
     "DistillationLoss",
+    "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",
+    "HintLoss",
+    "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LogitMSELoss",
     "MSDLoss",
     "MSDParts",
     "MeanFill",
@@ -35,10 +57,14 @@ __all__ = [
     "ModalityDropout",
     "ModalityViews",
     "MultiLabelKDLoss",
+    "RKDLoss",
+    "ReverseKDLoss",
+    "SPLoss",
     "SaliencyWeighting",
     "Shuffle",
     "TeacherCache",
     "TeacherLossWeighting",
+    "UncertaintyWeighting",
     "WeightNet",
     "Weighting",
     "functional",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
-settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=600)
 settings.load_profile("default")
 
 torch.set_num_threads(1)

@@ -80,12 +80,21 @@ FINITE = SMOOTH | {"confident": _confident, "identical": _identical, "huge": _hu
 KINDS = FINITE | {"one_hot": _one_hot, "missing": _missing}
 
 
+CLASSES = (1, 2, 3, 7, 23)
+
+
 @st.composite
-def shapes(draw: st.DrawFn, *, min_batch: int = 0, sequences: bool = True) -> tuple[int, ...]:
+def shapes(
+    draw: st.DrawFn,
+    *,
+    min_batch: int = 0,
+    sequences: bool = True,
+    classes: Sequence[int] = CLASSES,
+) -> tuple[int, ...]:
     """(N, C) or (N, L, C), of any batch and of one, two and more classes."""
     batch = draw(st.integers(min_batch, 5))
     positions = draw(st.sampled_from([(), (1,), (3,)] if sequences else [()]))
-    return (batch, *positions, draw(st.sampled_from([1, 2, 3, 7, 23])))
+    return (batch, *positions, draw(st.sampled_from(classes)))
 
 
 @st.composite
@@ -96,9 +105,10 @@ def logit_pairs(
     dtypes: Sequence[torch.dtype] = DTYPES,
     min_batch: int = 0,
     sequences: bool = True,
+    classes: Sequence[int] = CLASSES,
 ) -> Pair:
     """A student's and a teacher's logits of one shape and dtype."""
-    shape = draw(shapes(min_batch=min_batch, sequences=sequences))
+    shape = draw(shapes(min_batch=min_batch, sequences=sequences, classes=classes))
     student, teacher = KINDS[draw(st.sampled_from(kinds))](shape, draw(generators()))
     dtype = draw(st.sampled_from(dtypes))
     return student.to(dtype), teacher.to(dtype)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 from hypothesis import given
+from laws import LOSSES, LossCase
 from strategies import ViewBatch, make_views, view_batches
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from msdlosses import (
     DistillationLoss,
+    DynamicWeightAverage,
     FixedWeighting,
     KDLoss,
     MSDLoss,
@@ -24,6 +26,7 @@ from msdlosses import (
     MultiLabelKDLoss,
     SaliencyWeighting,
     TeacherLossWeighting,
+    UncertaintyWeighting,
     Weighting,
     WeightNet,
 )
@@ -46,6 +49,8 @@ WEIGHTINGS: dict[str, Callable[[Names], Weighting | None]] = {
     "population saliency": fitted_saliency,
     "teacher loss": lambda names: TeacherLossWeighting(),
     "weight net": lambda names: WeightNet(names, num_classes=CLASSES),
+    "uncertainty": UncertaintyWeighting,
+    "dynamic": DynamicWeightAverage,
     "plain weight net": lambda names: WeightNet(names, num_classes=CLASSES, normalize=False),
 }
 every_weighting = pytest.mark.parametrize("scheme", WEIGHTINGS)
@@ -116,17 +121,6 @@ def test_temperature_keeps_the_size_of_the_gradient() -> None:
     (gradient,) = torch.autograd.grad(KDLoss(1e4)(student, teacher), student)
     apart = (student - teacher).detach()
     assert_close(gradient, (apart - apart.mean()) / 6, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", [KDLoss, MultiLabelKDLoss])
-@pytest.mark.parametrize("dim", [1, -3])
-def test_classes_may_lie_on_another_axis(loss: type[KDLoss], dim: int) -> None:
-    student, teacher = torch.randn(2, 2, 5, 3, 4)  # (N, C, H, W)
-    last = [logits.movedim(1, -1) for logits in (student, teacher)]
-    assert_close(
-        loss(2.0, dim=dim, reduction="none")(student, teacher),
-        loss(2.0, reduction="none")(*last),
-    )
 
 
 @pytest.mark.parametrize("masked", [1, 2, 3], ids=["samples", "rows", "pixels"])
@@ -337,6 +331,34 @@ def test_the_teacher_gets_no_gradient_through_weights_of_ones_own() -> None:
     student, teacher = require_grad(batch.student), require_grad(batch.teacher)
     MSDLoss(KDLoss(), Confident())(student, teacher).backward()
     assert all(logits.grad is None for logits in teacher.values())
+
+
+def test_a_penalty_is_not_paid_where_nothing_counts() -> None:
+    batch = make_views("image", "text")
+    msd = MSDLoss(KDLoss(), Priced(nn.Parameter(torch.ones(3))))
+    nothing = torch.zeros(4, 3, dtype=torch.bool)
+    assert msd(batch.student, batch.teacher, valid=nothing).item() == 0
+
+
+@every_weighting
+@pytest.mark.parametrize("case", LOSSES, ids=str)
+def test_every_loss_goes_with_every_weighting(case: LossCase, scheme: str) -> None:
+    """And with one of its own for each view."""
+    batch = make_views("image", "text")
+    torch.manual_seed(3)
+    weighting = WEIGHTINGS[scheme](batch.names)
+    terms = []
+    for criterion in (case.make(), {view: case.make() for view in batch.names}):
+        student = require_grad(batch.student)
+        msd = MSDLoss(criterion, weighting)
+        parts = msd.parts(student, batch.teacher, batch.target)
+        assert all(
+            gradient.isfinite().all() for gradient in gradients(parts.loss, student).values()
+        )
+        terms.append(parts.terms)
+    rows = [case.make().rows(batch.student[v], batch.teacher[v]) for v in batch.names]
+    assert_close(terms[0], torch.stack(rows, -1))
+    assert_close(terms[1], terms[0])
 
 
 # MSDLoss: what is not valid

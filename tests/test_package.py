@@ -20,11 +20,17 @@ from msdlosses import functional
 PACKAGE = Path(msdlosses.__file__).parent
 
 PUBLIC = [
+    "DISTLoss",
+    "DKDLoss",
     "DistillationLoss",
+    "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",
+    "HintLoss",
+    "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LogitMSELoss",
     "MSDLoss",
     "MSDParts",
     "MeanFill",
@@ -33,17 +39,35 @@ PUBLIC = [
     "ModalityDropout",
     "ModalityViews",
     "MultiLabelKDLoss",
+    "RKDLoss",
+    "ReverseKDLoss",
+    "SPLoss",
     "SaliencyWeighting",
     "Shuffle",
     "TeacherCache",
     "TeacherLossWeighting",
+    "UncertaintyWeighting",
     "WeightNet",
     "Weighting",
     "functional",
     "modality_saliency",
 ]
 
-FUNCTIONS = ["kl_divergence", "modality_saliency", "multilabel_kl_divergence"]
+FUNCTIONS = [
+    "cross_entropy",
+    "dist_loss",
+    "dkd_loss",
+    "hint_loss",
+    "js_divergence",
+    "kl_divergence",
+    "logit_mse_loss",
+    "modality_saliency",
+    "multilabel_cross_entropy",
+    "multilabel_kl_divergence",
+    "reverse_kl_divergence",
+    "rkd_loss",
+    "sp_loss",
+]
 
 # What a user writes subclasses of, or is handed, and does not make: no example of a call.
 NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
@@ -59,6 +83,13 @@ ORDER = [
 ]
 WITHIN = {
     "cache": [{"_shards"}, {"_records"}, {"_build"}, {"_cache"}, {"__init__"}],
+    "functional": [
+        {"_rows"},
+        {"_distances", "_divergences", "_relations", "_tasks"},
+        {"_saliency"},
+        {"__init__"},
+    ],
+    "losses": [{"_base"}, {"_features", "_msd", "_response"}, {"__init__"}],
     "masking": [{"_batches"}, {"_maskers"}, {"_views"}, {"__init__"}],
     "meta": [
         {"_distributed", "_higher", "_memory", "_passes", "_statistics"},
@@ -69,6 +100,7 @@ WITHIN = {
         {"_learner"},
         {"__init__"},
     ],
+    "weighting": [{"_base"}, {"_net", "_samples", "_views"}, {"__init__"}],
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
-from strategies import ViewBatch, generators, make_views, view_batches
-from torch import Tensor, nn
+from strategies import DTYPES, KINDS, ViewBatch, generators, make_views, shapes, view_batches
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchjd.scalarization import DWA, UW
 
 from msdlosses import (
+    DynamicWeightAverage,
     FixedWeighting,
     KDLoss,
     MSDLoss,
     MultiLabelKDLoss,
     SaliencyWeighting,
     TeacherLossWeighting,
+    UncertaintyWeighting,
     Weighting,
     WeightNet,
     modality_saliency,
@@ -40,14 +44,26 @@ def population(names: Names) -> SaliencyWeighting:
     return SaliencyWeighting(population=True).fit(make_views(*modalities, seed=1).teacher)
 
 
+def dynamic(names: Names) -> DynamicWeightAverage:
+    """With two epochs behind it, in which the views have done differently."""
+    weighting = DynamicWeightAverage(names)
+    for epoch in range(2):
+        weighting(torch.rand(4, len(names)) + epoch, {}, names=names)
+        weighting.step()
+    return weighting
+
+
 SCHEMES: dict[str, Callable[[Names], Weighting]] = {
     "fixed": lambda names: FixedWeighting(**{name: k / 4 for k, name in enumerate(sorted(names))}),
     "saliency": lambda names: SaliencyWeighting(alpha=0.5),
     "population saliency": population,
     "teacher loss": lambda names: TeacherLossWeighting(alpha=2.0),
+    "uncertainty": UncertaintyWeighting,
+    "dynamic": lambda names: dynamic(sorted(names)),
     "weight net": lambda names: WeightNet(names, num_classes=CLASSES, normalize=False),
 }
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+BOUNDED = [scheme for scheme in SCHEMES if scheme != "dynamic"]
 EXACT = [scheme for scheme in SCHEMES if scheme != "weight net"]
 
 
@@ -76,7 +92,7 @@ def scipy_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 # Laws of every scheme
 
 
-@every_scheme
+@pytest.mark.parametrize("scheme", BOUNDED)
 @given(batch=view_batches(classes=CLASSES))
 def test_weights_fit_the_terms_and_lie_between_0_and_1(scheme: str, batch: ViewBatch) -> None:
     weighting = SCHEMES[scheme](batch.names)
@@ -142,6 +158,67 @@ def test_a_samples_weights_do_not_depend_on_the_others(scheme: str, batch: ViewB
     )
     valid = alone.valid
     assert_close(weigh(weighting, alone)[valid], weigh(weighting, batch)[:1][valid])
+
+
+@st.composite
+def any_views(draw: st.DrawFn, kinds: Sequence[str] = tuple(KINDS)) -> ViewBatch:
+    """Whole samples whose logits are of any size and precision, or -inf for lacking classes."""
+    shape = draw(shapes(min_batch=1, classes=(CLASSES,)))
+    pairs = [KINDS[draw(st.sampled_from(kinds))](shape, draw(generators())) for _ in NAMES]
+    dtype = draw(st.sampled_from(DTYPES))
+    student, teacher = (
+        {view: pair[side].to(dtype) for view, pair in zip(NAMES, pairs, strict=True)}
+        for side in (0, 1)
+    )
+    target = torch.randint(CLASSES, shape[:-1], generator=draw(generators()))
+    return ViewBatch(student, teacher, target, torch.ones(shape[0], 3, dtype=torch.bool))
+
+
+@every_scheme
+@given(batch=any_views(), masked=st.booleans())
+def test_weights_are_finite_for_any_teacher(scheme: str, batch: ViewBatch, masked: bool) -> None:
+    """One-hot, at +-6e4 in half precision, without some classes; and terms that are infinite."""
+    weighting = SCHEMES[scheme](NAMES)
+    terms = torch.rand(len(batch.target), 3)
+    terms[0, 0] = float("inf")
+    valid = batch.valid if masked else None
+    weights = weighting(terms, batch.teacher, batch.target, names=NAMES, valid=valid)
+    assert weights.isfinite().all()
+    assert weights.dtype == terms.dtype
+    learned = list(weighting.parameters())
+    if learned:
+        found = torch.autograd.grad(weights.sum(), learned)
+        assert all(gradient.isfinite().all() for gradient in found)
+
+
+@every_scheme
+@given(batch=any_views(("ordinary", "near")), rng=generators())
+def test_weights_see_neither_the_order_nor_a_shift_of_the_classes(
+    scheme: str, batch: ViewBatch, rng: torch.Generator
+) -> None:
+    weighting = SCHEMES[scheme](NAMES)
+    terms, order = torch.rand(len(batch.target), 3), torch.randperm(CLASSES, generator=rng)
+    teacher = {view: x.double() for view, x in batch.teacher.items()}
+    moved = {view: x[..., order] + 3 for view, x in teacher.items()}
+    weights = weighting(terms, teacher, batch.target, names=NAMES)
+    turned = weighting(terms, moved, order.argsort()[batch.target], names=NAMES)
+    assert_close(turned, weights)
+
+
+@every_scheme
+@given(batch=view_batches(classes=CLASSES), rng=generators())
+def test_the_order_of_the_samples_does_not_matter(
+    scheme: str, batch: ViewBatch, rng: torch.Generator
+) -> None:
+    weighting = SCHEMES[scheme](batch.names)
+    order = torch.randperm(len(batch.target), generator=rng)
+    turned = ViewBatch(
+        {view: x[order] for view, x in batch.student.items()},
+        {view: x[order] for view, x in batch.teacher.items()},
+        batch.target[order],
+        batch.valid[order],
+    )
+    assert_close(weigh(weighting, turned), weigh(weighting, batch)[order], equal_nan=True)
 
 
 def test_a_scheme_has_no_penalty_unless_it_says_so() -> None:
@@ -345,6 +422,133 @@ def test_teacher_loss_weights_of_multi_label_targets() -> None:
     assert_close(weights[:, 2], torch.exp(-0.1 * loss))
 
 
+# Uncertainty
+
+
+def test_uncertainty_starts_as_equal_weights_without_a_penalty() -> None:
+    batch = make_views("image", "text")
+    weighting = UncertaintyWeighting(NAMES)
+    assert torch.equal(weigh(weighting, batch), torch.ones(4, 3))
+    assert weighting.penalty().item() == 0
+
+
+def test_uncertainty_agrees_with_torchjd() -> None:
+    """Which has half of each weight, as for regression: the terms count twice there."""
+    batch = make_views("image", "text")
+    weighting, other = UncertaintyWeighting(NAMES), UW(3)
+    values = torch.tensor([0.5, -1.0, 2.0])
+    weighting.log_variance.data, other.log_var.data = values.clone(), values.clone()
+    loss = MSDLoss(KDLoss(), weighting)(batch.student, batch.teacher)
+    expected = other(2 * terms_of(batch).mean(0))
+    assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert_close(weighting.log_variance.grad, other.log_var.grad)
+
+
+def test_uncertainty_settles_where_the_variance_is_twice_the_term() -> None:
+    """The minimum of s -> exp(-s) L + s / 2, whatever the order of the views."""
+    terms = torch.tensor([[0.1, 1.0, 4.0]])
+    weighting = UncertaintyWeighting(("text", "full", "image"))
+    optimizer = torch.optim.SGD(weighting.parameters(), 0.5)
+    for _ in range(500):
+        weights = weighting(terms, {}, names=NAMES)
+        optimizer.zero_grad()
+        ((weights * terms).sum() + weighting.penalty()).backward()
+        optimizer.step()
+    assert_close(weighting(terms, {}, names=NAMES), 0.5 / terms[0], rtol=1e-3, atol=1e-4)
+
+
+# Dynamic weight average
+
+
+def test_dynamic_weights_agree_with_torchjd() -> None:
+    weighting, other = DynamicWeightAverage(NAMES, temperature=1.5), DWA(1.5)
+    for _ in range(4):
+        for _ in range(3):
+            terms = torch.rand(4, 3)
+            weights = weighting(terms, {}, names=NAMES)
+            assert_close((weights * terms.mean(0)).sum(), other(terms.mean(0)))
+        weighting.step()
+        other.step()
+
+
+def test_dynamic_weights_by_hand() -> None:
+    weighting = DynamicWeightAverage(("full", "text"), temperature=2.0)
+    for full, text in ((4.0, 4.0), (2.0, 4.0)):
+        weights = weighting(torch.tensor([[full, text]]), {}, names=("full", "text"))
+        assert_close(weights, torch.ones(2))
+        weighting.step()
+    first, second = math.exp(0.5 / 2), math.exp(1.0 / 2)
+    expected = torch.tensor([2 * second, 2 * first]) / (first + second)
+    assert_close(weighting(torch.zeros(1, 2), {}, names=("text", "full")), expected)
+
+
+def test_dynamic_weights_count_what_is_valid_and_finite() -> None:
+    weighting = DynamicWeightAverage(NAMES)
+    nan, inf = float("nan"), float("inf")
+    terms = torch.tensor([[1.0, 2.0, nan], [3.0, inf, 5.0]])
+    valid = torch.tensor([[True, True, False], [True, True, False]])
+    weighting(terms, {}, names=NAMES, valid=valid)
+    weighting.step()
+    assert_close(weighting.last, torch.tensor([2.0, 2.0, 0.0]))
+    weighting(terms + 1, {}, names=NAMES, valid=valid)
+    weighting.step()
+    weights = weighting(terms, {}, names=NAMES)
+    ratios = torch.tensor([1.5, 1.5, 1.0])  # no one had a text
+    assert_close(weights, 3 * torch.softmax(ratios / 2, 0))
+
+
+def test_dynamic_weights_do_not_move_in_evaluation() -> None:
+    weighting = dynamic(NAMES).eval()
+    before = weighting.state_dict()
+    weighting(torch.rand(4, 3), {}, names=NAMES)
+    assert_close(weighting.state_dict(), before)
+
+
+def test_dynamic_weights_go_on_from_a_checkpoint_within_an_epoch() -> None:
+    runs = []
+    for interrupted in (False, True):
+        torch.manual_seed(1)
+        weighting = dynamic(NAMES)
+        weighting(torch.rand(4, 3), {}, names=NAMES)
+        if interrupted:
+            file = io.BytesIO()
+            torch.save(weighting.state_dict(), file)
+            file.seek(0)
+            weighting = DynamicWeightAverage(NAMES)
+            weighting.load_state_dict(torch.load(file, weights_only=True))
+        weighting(torch.rand(4, 3), {}, names=NAMES)
+        weighting.step()
+        runs.append(weighting(torch.zeros(1, 3), {}, names=NAMES))
+    assert torch.equal(runs[1], runs[0])
+
+
+def _epochs(rank: int, world: int, folder: str) -> None:
+    store = distributed.FileStore(f"{folder}/store", world)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    terms = torch.load(f"{folder}/terms")
+    weighting = DynamicWeightAverage(NAMES)
+    for epoch in terms:  # the ranks see different samples, of different number
+        weighting(epoch[:2] if rank == 0 else epoch[2:], {}, names=NAMES)
+        weighting.step()
+    torch.save(weighting(torch.zeros(1, 3), {}, names=NAMES), f"{folder}/weights{rank}")
+    distributed.destroy_process_group()
+
+
+def test_dynamic_weights_are_those_of_the_whole_data_on_every_rank(tmp_path: Path) -> None:
+    terms = torch.rand(2, 6, 3)
+    torch.save(terms, tmp_path / "terms")
+    torch.multiprocessing.spawn(_epochs, (2, str(tmp_path)), 2)
+    alone = DynamicWeightAverage(NAMES)
+    for epoch in terms:
+        alone(epoch, {}, names=NAMES)
+        alone.step()
+    expected = alone(torch.zeros(1, 3), {}, names=NAMES)
+    for rank in range(2):
+        assert_close(torch.load(tmp_path / f"weights{rank}"), expected)
+
+
 # WeightNet
 
 
@@ -459,6 +663,8 @@ def test_reprs_tell_the_options() -> None:
     assert repr(SaliencyWeighting(2.0)) == "SaliencyWeighting(alpha=2.0, population=False)"
     assert repr(TeacherLossWeighting(2.0)) == "TeacherLossWeighting(alpha=2.0)"
     assert f"names={NAMES}, num_classes=5, normalize=True" in repr(make_net())
+    assert repr(UncertaintyWeighting(NAMES)) == f"UncertaintyWeighting(names={NAMES})"
+    assert f"names={NAMES}, temperature=2.0" in repr(DynamicWeightAverage(NAMES))
 
 
 def test_kl_is_what_saliency_uses_unless_told() -> None:

@@ -1,0 +1,142 @@
+"""What every distillation loss is: rows, of which some may not count, reduced once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from msdlosses._checks import (
+    check_choice,
+    check_given,
+    check_integer,
+    check_integers,
+    check_mask,
+    check_pair,
+)
+from msdlosses.functional._rows import column, fill, per_row, without_axis
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class DistillationLoss(nn.Module, ABC):
+    """A loss between a student's and a teacher's outputs: a subclass writes `rows`.
+
+    Args:
+        dim: the class axis, which a mask of positions, (N, ...), lacks.
+        ignore_index: rows whose target is this index do not count. A loss that has one needs a
+            target.
+        reduction: ``"mean"`` over the rows that count, never over classes; ``"sum"``; or
+            ``"none"``, in which a row that does not count is 0.
+
+    Shape:
+        ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) unreduced.
+
+    Raises:
+        ValueError: an unknown reduction; shapes or devices that differ; no target for the
+            index to ignore.
+        TypeError: outputs that are no floating-point tensors, an axis or index that is no integer.
+        IndexError: ``dim`` is no axis of the outputs.
+    """
+
+    same_width = True
+    """Student and teacher have as many classes. Losses of features may do without."""
+
+    def __init__(
+        self, *, dim: int = -1, ignore_index: int | None = None, reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        check_integer("dim", dim)
+        if ignore_index is not None:
+            check_integer("ignore_index", ignore_index)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.dim = dim
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    @abstractmethod
+    def rows(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """One value per sample, or per position of a sequence: (N, ...).
+
+        Who calls it has filled samples that do not count with zeros and leaves their rows out:
+        `valid` is for losses that compare samples with each other.
+        """
+
+    def check(self, student: Tensor, teacher: Tensor, *, view: str = "") -> None:
+        """Whether this loss can compare these outputs; they are named after their view."""
+        check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
+
+    def counted(
+        self, student: Tensor, target: Tensor | None, valid: Tensor | None
+    ) -> Tensor | None:
+        """Which rows count: those that are valid and whose target is not ignored."""
+        rows = without_axis(student, self.dim)
+        if valid is not None:
+            check_mask("valid", valid, rows, device=student.device)
+        if self.ignore_index is None:
+            return valid
+        target = check_given("target", target, self)
+        check_integers("target", target, rows, device=student.device)
+        kept = target != self.ignore_index
+        if valid is None:
+            return kept
+        axes = max(valid.ndim, kept.ndim)
+        return per_row(valid, axes) & per_row(kept, axes)
+
+    def valid_rows(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """`rows`, 0 for what is not valid, whatever its logits, and without gradient there."""
+        if valid is None:
+            return self.rows(student, teacher, target)
+        # Filled before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
+        invalid = ~per_row(valid, student.ndim - 1).unsqueeze(self.dim)
+        student, teacher = (x.masked_fill(invalid, 0.0) for x in (student, teacher))
+        return fill(self.rows(student, teacher, target, valid=valid), valid)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            student: its logits.
+            teacher: its logits, of the same shape; they get no gradient.
+            target: the labels, for losses that need them.
+            valid: which samples, or positions, count: (N,) or (N, ...) of bool.
+        """
+        self.check(student, teacher)
+        valid = self.counted(student, target, valid)
+        rows = self.valid_rows(student, teacher, target, valid=valid)
+        if self.reduction == "none":
+            return rows
+        if self.reduction == "sum":
+            return rows.sum()
+        return rows.sum() / _count(rows, valid)
+
+    def extra_repr(self) -> str:
+        ignored = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
+        return f"dim={self.dim}{ignored}, reduction={self.reduction!r}"
+
+
+def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:
+    if valid is None:
+        return max(rows.numel(), 1)
+    return column(valid, rows).expand_as(rows).sum().clamp(min=1)
