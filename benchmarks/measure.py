@@ -157,9 +157,9 @@ def compare(
     second: str | None = None,
     device: str = "cpu",
     rounds: int = 30,
-    compiled: Sequence[str] = (),
+    uncounted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A group of results: times, peak and, but for what is compiled, the exact counts.
+    """A group of results: times, peak and, but for some, the exact counts.
 
     Ratios are to the baseline; where a second one is named, to that one too.
     """
@@ -170,7 +170,7 @@ def compare(
             rows[name]["second_ratio"] = row["ratio"]
     for name, variant in variants.items():
         rows[name]["peak_bytes"] = peak_memory(variant, device=device)
-        if name not in compiled:  # inside a compiled function there are no operators to count
+        if name not in uncounted:
             rows[name] |= counts(variant)
     return {"title": title, "baseline": baseline, "second": second, "rows": rows}
 

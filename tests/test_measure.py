@@ -85,7 +85,7 @@ def test_what_is_printed_is_what_is_written(tmp_path: Path, capsys: Any) -> None
         {"power": lambda: (x**2).sum(), "product": lambda: (x * x).sum()},
         baseline="power",
         rounds=3,
-        compiled=("power",),
+        uncounted=("power",),
     )
     measure.publish("squares", [group], Namespace(device="cpu", out=tmp_path))
     written = json.loads((tmp_path / "squares.json").read_text())

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msdlosses.functional._rows import any_position
+
 
 class WeightStatistics(NamedTuple):
     """The weights of one view in a batch, detached."""
@@ -36,9 +38,7 @@ def _rows(weights: Tensor, valid: Tensor | None) -> Tensor:
     """(N, K), NaN where a weight does not count."""
     if weights.ndim == 1:
         return weights.unsqueeze(0)
-    while valid is not None and valid.ndim > 2:  # a sequence counts if any position does
-        valid = valid.any(1)
-    return weights if valid is None else weights.masked_fill(~valid, float("nan"))
+    return weights if valid is None else weights.masked_fill(~any_position(valid), float("nan"))
 
 
 def _statistics(weights: Tensor) -> WeightStatistics:
