@@ -406,6 +406,16 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "`target` to be a tensor of class indices, got float32 (4, 5).",
     ),
+    "teacher loss: text for a target": (
+        weigh(TeacherLossWeighting(), target="y", valid=GRID),
+        TypeError,
+        "`target` to be a tensor of class indices, got str.",
+    ),
+    "dkd: text for a target, under a mask": (
+        lambda: DKDLoss()(X, X, "y", valid=SAMPLES),
+        TypeError,
+        "`target` to be a tensor of class indices, got str.",
+    ),
     "teacher loss: target of another batch": (
         weigh(TeacherLossWeighting(), target=Y[:3]),
         ValueError,

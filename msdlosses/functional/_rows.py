@@ -90,8 +90,8 @@ def fill(values: Tensor, valid: Tensor) -> Tensor:
 
 def fill_target(target: Tensor, valid: Tensor) -> Tensor:
     """0 for what does not count, where the target has the positions that the mask has."""
-    if target.shape[: valid.ndim] != valid.shape:
-        return target
+    if not isinstance(target, Tensor) or target.shape[: valid.ndim] != valid.shape:
+        return target  # whoever uses it says what is wrong with it
     return target.masked_fill(~column(valid, target), 0)
 
 
