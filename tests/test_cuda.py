@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,13 +210,40 @@ def captured(
     return replay
 
 
+@pytest.mark.parametrize("engine", ["forward", "double-backward", "higher"])
 @pytest.mark.parametrize("mode", ["online", "lookahead"])
-def test_a_learner_takes_the_same_steps(mode: str) -> None:
-    expected, actual = (learned(device, mode) for device in DEVICES)
+def test_a_learner_takes_the_same_steps(mode: str, engine: str) -> None:
+    expected, actual = (learned(device, mode=mode, engine=engine) for device in DEVICES)
     assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-def learned(device: str, mode: str) -> list[Tensor]:
+@pytest.mark.parametrize("engine", ["forward", "double-backward"])
+def test_a_learner_in_float16_is_near_to_one_in_float32(engine: str) -> None:
+    expected = learned("cuda", engine=engine)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    with torch.autocast("cuda", torch.float16):
+        actual = learned("cuda", engine=engine, scaler=scaler)
+    assert_close(actual, expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("engine", ["forward", "double-backward"])
+def test_a_learner_draws_the_same_masks_in_each_pass(engine: str) -> None:
+    """Or forward mode would raise; the student's generator is that of its device."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 5)).cuda()
+    weight, x = nn.Linear(1, 1).cuda(), torch.randn(8, 4, device="cuda")
+    optimizer = torch.optim.AdamW(student.parameters(), 0.01, fused=True)
+    steps = torch.optim.SGD(weight.parameters(), 0.1)
+    learner = MetaLearner(student, optimizer, weight, steps, engine=engine)
+    for _ in range(3):
+        step = learner.step(
+            lambda model: weight(model(x).square().sum(1, keepdim=True)).mean(),
+            lambda model: model(x).square().mean(),
+        )
+    assert step.inner.isfinite()
+
+
+def learned(device: str, **options: Any) -> list[Tensor]:
     """The parameters of student and weighting after three steps."""
     torch.manual_seed(0)
     student, weighting = Student().to(device), WeightNet(NAMES, num_classes=5).to(device)
@@ -226,7 +254,7 @@ def learned(device: str, mode: str) -> list[Tensor]:
         torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
         weighting,
         torch.optim.SGD(weighting.parameters(), 1.0),
-        mode=mode,
+        **options,
     )
     for _ in range(3):
         learner.step(
