@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from msdlosses.meta import _support as support
 from msdlosses.meta._distributed import Gradients, average
@@ -49,35 +52,42 @@ def look(problem: Problem, engine: str) -> Look:
 
 
 def _directions(problem: Problem, mean: Gradients) -> tuple[Tensor, Gradients, Gradients]:
-    """The held-out loss after the step, its own gradient by the weighting, and the directions."""
+    """The held-out loss after the step, its own gradient by the weighting, and the directions.
+
+    The optimiser's step is elementwise algebra, and small: the student has no part in it.
+    """
     parameters = problem.parameters
-    with torch.no_grad():
-        used = as_used(problem, parameters)(mean)
-        moved = [
-            p.detach() if g is None else next_parameter(problem.optimizer, group, p, g)
-            for (group, p), g in zip(problem.grouped, used, strict=True)
-        ]
-    with valued(parameters, moved):
+    leaves = [None if g is None else g.detach().requires_grad_() for g in mean]
+    used = as_used(problem, parameters)(leaves)
+    moved = [
+        p.detach() if g is None else _next(problem.optimizer, group, p, g)
+        for (group, p), g in zip(problem.grouped, used, strict=True)
+    ]
+    with valued(parameters, [p.detach() for p in moved]):
         outer, found = differentiate(problem, "outer", (*parameters, *problem.learned))
     slopes, direct = found[: len(parameters)], found[len(parameters) :]
     slopes = average(slopes, parameters, problem.group)
-    return outer, direct, _pull_back(problem, mean, slopes)
+    return outer, direct, _pull_back(moved, leaves, slopes)
 
 
-def _pull_back(problem: Problem, mean: Gradients, slopes: Gradients) -> Gradients:
-    """Slopes by the parameters after the step, as slopes by the gradients before it.
+def _next(optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, g: Tensor) -> Tensor:
+    """Checkpointed: what Adam's algebra saves is several times as large as the student."""
+    moved: Tensor = checkpoint(
+        partial(next_parameter, optimizer, group, parameter),
+        g,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
+    return moved
 
-    The optimiser's step is elementwise algebra: the student has no part in it, and one parameter
-    none in that of another, so that the graph of one alone is held at a time.
-    """
-    leaves = [None if g is None else g.detach().requires_grad_() for g in mean]
-    used = as_used(problem, problem.parameters)(leaves)
-    pairs = []
-    for (group, p), g, slope in zip(problem.grouped, used, slopes, strict=True):
-        if g is not None and slope is not None:
-            leaf = g.detach().requires_grad_()
-            moved = next_parameter(problem.optimizer, group, p, leaf)
-            pairs.append((g, torch.autograd.grad(moved, leaf, slope)[0]))
+
+def _pull_back(moved: Sequence[Tensor], leaves: Gradients, slopes: Gradients) -> Gradients:
+    """Slopes by the parameters after the step, as slopes by the gradients before it."""
+    pairs = [
+        (after, slope)
+        for after, slope in zip(moved, slopes, strict=True)
+        if slope is not None and after.requires_grad
+    ]
     if not pairs:
         raise support.no_path()
     asked = [g for g in leaves if g is not None]

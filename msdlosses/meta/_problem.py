@@ -130,9 +130,9 @@ def as_used(problem: Problem, parameters: Sequence[Tensor]) -> Callable[[Gradien
 
 def _clipped(gradients: Gradients, max_norm: float | None) -> Gradients:
     """`torch.nn.utils.clip_grad_norm_` as a function."""
-    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
-    if max_norm is None or not norms:
+    if max_norm is None or all(g is None for g in gradients):
         return gradients
+    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
     total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     return [None if g is None else g * factor.to(g.device) for g in gradients]
