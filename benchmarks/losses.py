@@ -21,6 +21,7 @@ from msdlosses import FixedWeighting, KDLoss, MSDLoss
 
 SHAPES = {"64 x 2": (64, 2), "1024 x 23": (1024, 23), "1024 x 3129": (1024, 3129)}
 SHAPES |= {"256 x 30522": (256, 30522)}
+CHUNKS = {"1024 x 3129": 40, "256 x 30522": 4}  # rows at once, of half a megabyte together
 WEIGHTS = {"full": 1.0, "image": 0.5, "text": 0.25}
 TAU = 2.0
 PEERS = {"torchdistill": "not installed", "Liger-Kernel": "needs a GPU, triton and the package"}
@@ -79,6 +80,9 @@ def group(name: str, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
     losses: dict[str, Loss] = {"naive": naive, **dict(peers(args.device))}
     losses |= {"msdlosses": msd, "msdlosses, compiled": torch.compile(msd, fullgraph=True)}
     losses["naive, compiled"] = torch.compile(naive, fullgraph=True)
+    if (rows := CHUNKS.get(name)) is not None:
+        chunked = MSDLoss(KDLoss(TAU, rows_at_once=rows), FixedWeighting(**WEIGHTS))
+        losses[f"msdlosses, {rows} rows at once"] = chunked.to(args.device)
     _check_alike(losses, student, teacher)
     variants = {n: _both_ways(loss, student, teacher) for n, loss in losses.items()}
     if args.device.startswith("cuda"):

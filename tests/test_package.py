@@ -89,7 +89,7 @@ WITHIN = {
         {"_saliency"},
         {"__init__"},
     ],
-    "losses": [{"_base"}, {"_features", "_msd", "_response"}, {"__init__"}],
+    "losses": [{"_chunks"}, {"_base"}, {"_features", "_msd", "_response"}, {"__init__"}],
     "masking": [{"_batches"}, {"_maskers"}, {"_views"}, {"__init__"}],
     "meta": [
         {"_distributed", "_higher", "_memory", "_passes", "_statistics"},

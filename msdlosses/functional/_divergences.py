@@ -356,10 +356,11 @@ def _kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
 
     `q - p` sums to nothing over a distribution, but makes equal rows exactly 0, with a gradient
     of exactly 0, and near-equal rows accurate. The difference of logarithms counts only where p
-    does: elsewhere it may be -inf - -inf.
+    does: elsewhere it may be -inf - -inf. What no derivative needs is overwritten.
     """
     p, q = log_p.exp(), log_q.exp()
-    return q - p + p * (log_p - log_q).masked_fill(p == 0, 0.0)
+    apart = (log_p - log_q).masked_fill_(p == 0, 0.0)
+    return apart.mul_(p).add_(q.sub(p))
 
 
 def _rows(elements: Tensor, temperature: Temperature, rescale: bool, dim: int) -> Tensor:

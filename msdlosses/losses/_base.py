@@ -13,8 +13,10 @@ from msdlosses._checks import (
     check_integers,
     check_mask,
     check_pair,
+    check_size,
 )
 from msdlosses.functional._rows import column, fill, per_row, without_axis
+from msdlosses.losses._chunks import can_chunk, chunked_rows
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,31 +30,56 @@ class DistillationLoss(nn.Module, ABC):
             target.
         reduction: ``"mean"`` over the rows that count, never over classes; ``"sum"``; or
             ``"none"``, in which a row that does not count is 0.
+        rows_at_once: compute so many rows at a time, in the backward pass once more, so that
+            nothing but the logits is kept for it; None for all at once. It is for vocabularies
+            so large that memory is short. A loss with it is still derived twice, in forward
+            mode, under `torch.func` and compiled, where it takes all rows at once.
 
     Shape:
         ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) unreduced.
 
     Raises:
         ValueError: an unknown reduction; shapes or devices that differ; no target for the
-            index to ignore.
+            index to ignore; `rows_at_once` below 1, or for a loss that compares samples with
+            each other or whose ``dim`` is not the last axis, -1.
         TypeError: outputs that are no floating-point tensors, an axis or index that is no integer.
         IndexError: ``dim`` is no axis of the outputs.
     """
 
     same_width = True
     """Student and teacher have as many classes. Losses of features may do without."""
+    relational = False
+    """Samples are compared with each other, so that a row depends on all of them."""
 
     def __init__(
-        self, *, dim: int = -1, ignore_index: int | None = None, reduction: str = "mean"
+        self,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+        rows_at_once: int | None = None,
     ) -> None:
         super().__init__()
         check_integer("dim", dim)
         if ignore_index is not None:
             check_integer("ignore_index", ignore_index)
         check_choice("reduction", reduction, REDUCTIONS)
+        if rows_at_once is not None:
+            self._check_chunks(rows_at_once, dim)
         self.dim = dim
         self.ignore_index = ignore_index
         self.reduction = reduction
+        self.rows_at_once = rows_at_once
+
+    def _check_chunks(self, rows_at_once: int, dim: int) -> None:
+        check_size("rows_at_once", rows_at_once)
+        if self.relational:
+            raise ValueError(
+                f"Expected no `rows_at_once` for {type(self).__name__}, which compares all samples "
+                f"with each other, got {rows_at_once}."
+            )
+        if dim != -1:
+            raise ValueError(f"Expected `dim` of -1 with `rows_at_once`, got {dim}.")
 
     @abstractmethod
     def rows(
@@ -99,6 +126,20 @@ class DistillationLoss(nn.Module, ABC):
         valid: Tensor | None = None,
     ) -> Tensor:
         """`rows`, 0 for what is not valid, whatever its logits, and without gradient there."""
+        size = self.rows_at_once
+        if size is None or not can_chunk(self, student, target):
+            return self.all_rows(student, teacher, target, valid=valid)
+        return chunked_rows(self, student, teacher, target, valid, size)
+
+    def all_rows(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """`valid_rows`, all at once."""
         if valid is None:
             return self.rows(student, teacher, target)
         # Filled before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
@@ -133,7 +174,8 @@ class DistillationLoss(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         ignored = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
-        return f"dim={self.dim}{ignored}, reduction={self.reduction!r}"
+        chunks = "" if self.rows_at_once is None else f", rows_at_once={self.rows_at_once}"
+        return f"dim={self.dim}{ignored}, reduction={self.reduction!r}{chunks}"
 
 
 def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:

@@ -98,6 +98,8 @@ class RKDLoss(FeatureLoss):
     Source: [built on] Park et al. 2019, arXiv 1904.05068, section 3.2.
     """
 
+    relational = True
+
     def __init__(
         self,
         *,
@@ -153,6 +155,8 @@ class SPLoss(FeatureLoss):
 
     Source: [built on] Tung and Mori 2019, arXiv 1907.09682, equations 2 to 4.
     """
+
+    relational = True
 
     def rows(
         self,

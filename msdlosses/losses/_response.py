@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     dim: int
     ignore_index: int | None
     reduction: str
+    rows_at_once: int | None
 
 
 class TemperedOptions(Options, total=False):
@@ -47,6 +48,11 @@ class TemperedLoss(DistillationLoss):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(**options)
+        if self.rows_at_once is not None and isinstance(temperature, Tensor) and temperature.ndim:
+            raise ValueError(
+                "Expected `temperature` of one value with `rows_at_once`, "
+                f"got shape {tuple(temperature.shape)}."
+            )
         self._keep(temperature, learn_temperature)
         self.rescale = rescale
 
@@ -122,7 +128,7 @@ class KDLoss(TemperedLoss):
             finite where the student rules a class out.
         dim: the class axis.
         ignore_index: rows whose target is this index do not count.
-        reduction: as in `DistillationLoss`.
+        reduction, rows_at_once: as in `DistillationLoss`.
 
     Shape:
         ``student`` and ``teacher``: (N, ..., C), the classes at ``dim``.
@@ -397,6 +403,8 @@ class DISTLoss(TemperedLoss):
     Source: [built on] Huang et al. 2022, arXiv 2205.10536, section 3.
     """
 
+    relational = True
+
     def __init__(
         self,
         temperature: Temperature = 1.0,
@@ -434,7 +442,7 @@ class LogitMSELoss(DistillationLoss):
     Args:
         dim: the class axis.
         ignore_index: rows whose target is this index do not count.
-        reduction: as in `DistillationLoss`.
+        reduction, rows_at_once: as in `DistillationLoss`.
 
     Shape:
         ``student`` and ``teacher``: (N, ..., C), the classes at ``dim``.
