@@ -50,8 +50,8 @@ def meta_gradient(
             It may hold parameters of other modules too, such as a `LearnedFill`'s.
         weighting: the module whose parameters are learned.
         engine: ``"double-backward"`` differentiates the student's gradient; ``"forward"`` passes
-            the derivative forward through the student, and needs the memory of a plain step;
-            both are exact. ``"auto"`` takes double backward, but forward mode for students with
+            the derivative forward through the student, and keeps no graph of the gradient; both
+            are exact. ``"auto"`` takes double backward, but forward mode for students with
             recurrent layers, with a probe and for several inner losses; and the other one where
             an operation lacks what it needs, with a warning. ``"higher"`` unrolls the step with
             the package of that name: the reference for the others.
