@@ -40,10 +40,11 @@ def check_pair(
     for name, value in zip(names, (student, teacher), strict=True):
         check_floating(name, value)
     check_integer("dim", dim)
-    shapes = [list(logits.shape) for logits in (student, teacher)]
+    shapes = [tuple(logits.shape) for logits in (student, teacher)]
     axes = student.ndim
     if not same_width and len(shapes[0]) == len(shapes[1]) and -axes <= dim < axes:
-        del shapes[0][dim], shapes[1][dim]
+        axis = dim % axes
+        shapes = [shape[:axis] + shape[axis + 1 :] for shape in shapes]
     if shapes[0] != shapes[1] or axes == 0:
         form = "one shape (..., C)" if same_width else "one shape but for the width"
         raise ValueError(

@@ -22,6 +22,9 @@ from msdlosses.weighting._base import (
     whole_of,
 )
 
+LARGEST = 1e30
+"""Of the cues: any that is larger says no more."""
+
 
 class WeightNet(Weighting):
     """Weights learned from what the teacher says of a sample, by a `MetaLearner`.
@@ -118,7 +121,7 @@ class WeightNet(Weighting):
         cues = torch.cat([terms.unsqueeze(-1), torch.stack(rows, dim=1)], dim=-1)
         parameter = next(self.network.parameters())
         # A teacher that rules the target out has an infinite loss.
-        cues = (cues / log(max(self.num_classes, 2))).clamp(0, torch.finfo(cues.dtype).max)
+        cues = (cues / log(max(self.num_classes, 2))).clamp(0, LARGEST)
         return torch.log1p(cues).to(parameter.dtype)
 
     def _of_teacher(
