@@ -90,7 +90,7 @@ class Aside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = mlp()
-        self.aside = [self.layers[3].weight] if len(self.layers) > 3 else []
+        self.aside = [self.layers[3].weight]
 
     def forward(self, x: Tensor) -> Any:
         return self.layers(x) + sum(weight.sum() * x.flatten(1)[:, :1] for weight in self.aside)
