@@ -48,7 +48,7 @@ def look(problem: Problem, engine: str) -> Look:
             through = _by_second_backward(problem, directions, gradients if twice else None)
     found = average(plus(direct, through), problem.learned, problem.group)
     weighting = support.reached(found, problem.learned)
-    return Look(inner, outer, weighting, engine, mean, after)
+    return Look(inner, outer, weighting, engine, mean, memory, after)
 
 
 def _directions(problem: Problem, mean: Gradients) -> tuple[Tensor, Gradients, Gradients]:

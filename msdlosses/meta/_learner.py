@@ -16,7 +16,6 @@ from msdlosses._checks import check_choice, check_size, describe, listing
 from msdlosses.meta import _support as support
 from msdlosses.meta._distributed import Gradients, average, broadcast
 from msdlosses.meta._gradient import check_options, look_ahead, objectives, preferred
-from msdlosses.meta._memory import Memory
 from msdlosses.meta._problem import Look, Objective, Problem, differentiate, times
 from msdlosses.meta._statistics import WeightStatistics, statistics
 
@@ -247,11 +246,12 @@ class MetaLearner:
         if self.mode == "lookahead":
             self._move_weighting(look.weighting, problem.scale)
             return MetaStep(self._train(problem), look.outer, look.engine, seen)
-        if look.student is None or look.after is None:  # "higher" moved a copy
+        # `higher` moved a copy, and has nothing to hand on.
+        if look.student is None or look.memory is None or look.after is None:
             inner = self._train(problem)
         else:
             inner = look.inner
-            Memory(self._bare, self.weighting).settle(look.after)
+            look.memory.settle(look.after)
             self._move_student(look.student, problem.scale)
         self._move_weighting(look.weighting, problem.scale)
         return MetaStep(inner, look.outer, look.engine, seen)

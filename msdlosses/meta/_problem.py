@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from msdlosses.meta import _support as support
 from msdlosses.meta._distributed import Gradients, Group
-from msdlosses.meta._memory import State
+from msdlosses.meta._memory import Memory, State
 from msdlosses.meta._passes import (
     check_no_reentrant_checkpoint,
     differentiable_kernels,
@@ -64,6 +64,7 @@ class Look:
     engine: str
     student: Gradients | None = None
     """The gradients of the inner loss, for all that the student's optimiser holds."""
+    memory: Memory | None = None
     after: State | None = None
     """Buffers and random state as the pass of the inner loss left them."""
 
