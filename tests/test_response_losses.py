@@ -307,6 +307,30 @@ def test_a_temperature_of_one_value_is_a_buffer(name: str) -> None:
     assert_close(loss(student, teacher), TEMPERED[name](3.0)(student, teacher))
 
 
+def test_a_number_and_a_buffer_agree_where_logits_are_extreme() -> None:
+    """Each has a form of its own: classes missing in either or both, and underflow to 0."""
+    extremes = torch.tensor([0.0, 1.0, -3e3, 3e4, -INF])
+    student, teacher = torch.cartesian_prod(*[extremes] * 4).view(-1, 2, 2).unbind(1)
+    exist = ~((student == -INF).all(1) | (teacher == -INF).all(1))
+    student, teacher = student[exist].requires_grad_(), teacher[exist]
+    number = F.kl_divergence(student, teacher, temperature=2.0)
+    buffer = F.kl_divergence(student, teacher, temperature=torch.tensor(2.0))
+    assert_close(number, buffer)
+    finite = number.isfinite()
+    assert finite.any()
+    assert (number[~finite] == INF).all()
+    first, second = (torch.autograd.grad(r[finite].sum(), student)[0] for r in (number, buffer))
+    assert_close(first, second)
+    assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [2.0, torch.tensor(2.0)], ids=["number", "buffer"])
+def test_nan_logits_are_not_hidden(temperature: float | Tensor) -> None:
+    sound, broken = torch.tensor([[0.0, 1.0, -INF]]), torch.tensor([[0.0, NAN, -INF]])
+    for student, teacher in ((sound, broken), (broken, sound)):
+        assert F.kl_divergence(student, teacher, temperature=temperature).isnan()
+
+
 @every_tempered
 def test_a_temperature_can_be_set(name: str) -> None:
     """For a schedule: of a number, a buffer and a parameter, which stay what they are."""

@@ -77,7 +77,10 @@ def kl_divergence(
         student, teacher = (_standardized(widen(x), dim) for x in (student, teacher))
     log_q, log_p = _log_softmax(student, teacher, temperature, dim)
     log_m = _log_mixture(log_p, log_q, skew) if skew else log_q
-    return _rows(_kl_elements(log_m, log_p), temperature, rescale, dim)
+    # A temperature that is a tensor may be learned, by the teacher's predictions as well.
+    constant = not isinstance(temperature, Tensor)
+    elements = _kl_elements_of_constant if constant else _kl_elements
+    return _rows(elements(log_m, log_p), temperature, rescale, dim)
 
 
 def reverse_kl_divergence(
@@ -361,6 +364,19 @@ def _kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
     p, q = log_p.exp(), log_q.exp()
     apart = (log_p - log_q).masked_fill_(p == 0, 0.0)
     return apart.mul_(p).add_(q.sub(p))
+
+
+def _kl_elements_of_constant(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """`_kl_elements` where `p` has no derivative: without a mask, and in fewer passes.
+
+    No derivative hangs on the difference of logarithms then, so 0 times infinity is overwritten
+    in the products, behind autograd's back. A NaN of the logits is still in `q - p`.
+    """
+    minus_p, q = log_p.exp().neg_(), log_q.exp()
+    products = (log_q - log_p).mul_(minus_p)
+    with torch.no_grad():
+        products.nan_to_num_(0.0, torch.inf, -torch.inf)
+    return products.add_(q.add(minus_p))
 
 
 def _rows(elements: Tensor, temperature: Temperature, rescale: bool, dim: int) -> Tensor:
