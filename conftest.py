@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from doctest import ELLIPSIS
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +16,8 @@ from sybil.parsers.rest import DocTestParser
 from torch import Tensor, nn
 
 import msdlosses
+
+os.environ["MPLBACKEND"] = "Agg"  # pictures need no screen
 
 PAD, C, N = 0, 5, 6
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import msdlosses
-from msdlosses import functional
+from msdlosses import functional, plot
 
 PACKAGE = Path(msdlosses.__file__).parent
 
@@ -69,6 +69,9 @@ FUNCTIONS = [
     "sp_loss",
 ]
 
+# Of `msdlosses.plot`, which is imported on demand.
+PICTURES = ["plot_saliency", "plot_view_densities", "plot_weights"]
+
 # What a user writes subclasses of, or is handed, and does not make: no example of a call.
 NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
 
@@ -80,6 +83,7 @@ ORDER = [
     {"losses"},
     {"cache", "meta"},
     {"__init__"},
+    {"plot"},
 ]
 WITHIN = {
     "cache": [{"_shards"}, {"_records"}, {"_build"}, {"_cache"}, {"__init__"}],
@@ -107,6 +111,7 @@ WITHIN = {
 def test_the_public_names_are_these() -> None:
     assert msdlosses.__all__ == PUBLIC
     assert functional.__all__ == FUNCTIONS
+    assert plot.__all__ == PICTURES
 
 
 def test_every_public_name_is_there() -> None:
@@ -120,7 +125,7 @@ def test_every_public_name_is_there() -> None:
 
 def documented() -> Iterator[tuple[str, object]]:
     """Public classes and functions, and the public methods that the classes define."""
-    for module in (msdlosses, functional):
+    for module in (msdlosses, functional, plot):
         for name in module.__all__:
             value = getattr(module, name)
             yield name, value
@@ -144,14 +149,14 @@ def called() -> list[str]:
     return [name for name in PUBLIC if name not in NOT_CALLED and name != "functional"]
 
 
-@pytest.mark.parametrize("name", called() + FUNCTIONS)
+@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, *PICTURES])
 def test_what_is_called_has_an_example(name: str) -> None:
     text = docstring(name)
     assert "Example:" in text
     assert ">>> " in text
 
 
-@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, "DistillationLoss"])
+@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, *PICTURES, "DistillationLoss"])
 def test_what_raises_says_so(name: str) -> None:
     """In the class's docstring, or in that of the methods that raise."""
     value = find(name)
@@ -162,7 +167,8 @@ def test_what_raises_says_so(name: str) -> None:
 
 
 def find(name: str) -> object:
-    return getattr(msdlosses, name, None) or getattr(functional, name)
+    found = [module for module in (msdlosses, functional, plot) if hasattr(module, name)]
+    return getattr(found[0], name)
 
 
 def docstring(name: str) -> str:
@@ -185,7 +191,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             found.add(node.module or "")
-            if node.module == "msdlosses":  # from msdlosses import functional
+            if node.module == "msdlosses":  # from msdlosses import functional, plot
                 found |= {f"msdlosses.{alias.name}" for alias in node.names}
     return found
 
@@ -225,15 +231,16 @@ def test_nothing_imports_the_package_itself() -> None:
                 assert {alias.name for alias in node.names} <= {"functional"}
 
 
-def test_third_parties_are_torch_numpy_and_higher() -> None:
+def test_third_parties_are_torch_numpy_higher_and_for_pictures_matplotlib() -> None:
     users: dict[str, set[str]] = {}
     for path in module_files():
         for name in imports(path):
             top = name.split(".")[0]
             if top not in sys.stdlib_module_names and top != "msdlosses":
                 users.setdefault(top, set()).add(path.stem)
-    assert set(users) == {"torch", "numpy", "higher"}
+    assert set(users) == {"torch", "numpy", "higher", "matplotlib"}
     assert users["higher"] == {"_higher"}
+    assert users["matplotlib"] == {"plot"}
 
 
 def test_the_import_is_silent_where_warnings_are_errors(tmp_path: Path) -> None:

@@ -1,0 +1,297 @@
+"""Pictures, by what is drawn in them and not by how they look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from matplotlib import colors
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from strategies import ViewBatch, generators, view_batches
+
+from msdlosses import FixedWeighting, KDLoss, MSDLoss, SaliencyWeighting, modality_saliency
+from msdlosses.plot import COLOURS, plot_saliency, plot_view_densities, plot_weights
+
+VIEWS = ("full", "image", "text")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def logits(samples: int = 40, classes: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {view: 2 * torch.randn(samples, classes, generator=rng) for view in VIEWS}
+
+
+def parts(**options: Any) -> Any:
+    return MSDLoss(KDLoss(), SaliencyWeighting()).parts(logits(seed=1), logits(), **options)
+
+
+def saliency() -> dict[str, torch.Tensor]:
+    return modality_saliency(logits())
+
+
+# --- all of them
+
+DRAWN: dict[str, Callable[..., Axes]] = {
+    "densities": lambda ax=None: plot_view_densities(logits(), logits(seed=1), ax=ax),
+    "saliency": lambda ax=None: plot_saliency(saliency(), ax=ax),
+    "weights": lambda ax=None: plot_weights(parts(), ax=ax),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_it_draws_where_it_is_told_and_elsewhere_in_a_figure_of_its_own(
+    draw: Callable[..., Axes],
+) -> None:
+    _, (left, right) = plt.subplots(1, 2)
+    assert draw(ax=right) is right
+    assert right.has_data()
+    assert not left.has_data()
+    assert plt.get_fignums() == [1]
+    assert draw().figure is not right.figure
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_the_axes_say_what_they_show(draw: Callable[..., Axes]) -> None:
+    ax = draw()
+    assert ax.get_ylabel()
+    labels = ax.get_legend_handles_labels()[1] or [t.get_text() for t in ax.get_xticklabels()]
+    assert {label.split(": ")[-1] for label in labels} >= {"image", "text"}
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_axes_that_are_none_are_refused(draw: Callable[..., Axes]) -> None:
+    with pytest.raises(TypeError, match="Expected `ax` to be the axes of a figure, got str"):
+        draw(ax="here")
+
+
+def test_a_view_has_one_colour_and_a_model_one_line() -> None:
+    ax = plot_view_densities(logits(), logits(seed=1))
+    colour = {p.get_label(): p.get_edgecolor() for p in ax.patches}
+    line = {p.get_label(): p.get_linestyle() for p in ax.patches}
+    for view in VIEWS:
+        assert colour[f"teacher: {view}"] == colour[f"student: {view}"]
+        assert line[f"teacher: {view}"] != line[f"student: {view}"]
+    assert len(set(colour.values())) == len(VIEWS)
+
+
+# Machado et al. 2009, doi 10.1109/TVCG.2009.113: what the colour-blind see, in linear RGB.
+BLINDNESS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                   [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                     [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                   [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of linear RGB."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.clip(to_xyz @ rgb, 0, None) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colour_blind_readers_tell_the_colours_apart(kind: str) -> None:
+    """A difference of 2.3 is just noticed, one of 10 at a glance."""
+    srgb = np.array([colors.to_rgb(colour) for colour in COLOURS])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = [lab(np.array(BLINDNESS[kind]) @ colour) for colour in linear]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 10
+
+
+# --- densities
+
+
+def test_a_density_is_that_of_the_probability_of_the_right_class() -> None:
+    teacher = {"full": torch.tensor([[0.95, 0.05], [0.45, 0.55], [0.45, 0.55], [0.2, 0.8]]).log()}
+    ax = plot_view_densities(teacher, target=torch.tensor([0, 0, 1, 0]), bins=4)
+    (patch,) = ax.patches
+    density, edges, _ = patch.get_data()
+    assert density.tolist() == [1.0, 1.0, 1.0, 1.0]  # .2, .45, .55, .95
+    assert edges.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert ax.get_xlabel() == "probability of the right class"
+
+
+def test_one_class_of_two_for_all_samples() -> None:
+    teacher = {"full": torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]).log()}
+    ax = plot_view_densities(teacher, target=1, bins=2)
+    assert ax.patches[0].get_data()[0].tolist() == pytest.approx([2 / 3, 4 / 3])
+    assert ax.get_xlabel() == "probability of class 1"
+
+
+def test_without_a_target_it_is_the_class_that_the_teacher_predicts_from_everything() -> None:
+    teacher, student = logits(), logits(seed=1)
+    drawn = plot_view_densities(teacher, student)
+    named = plot_view_densities(teacher, student, teacher["full"].argmax(-1))
+    for one, other in zip(drawn.patches, named.patches, strict=True):
+        assert (one.get_data()[0] == other.get_data()[0]).all()
+
+
+@given(view_batches(min_batch=1, sequences=True), generators())
+def test_every_density_has_an_area_of_1(batch: ViewBatch, rng: torch.Generator) -> None:
+    student = {view: torch.randn(x.shape, generator=rng) for view, x in batch.student.items()}
+    ax = plot_view_densities(student, student, bins=7)
+    for patch in ax.patches:
+        density, edges, _ = patch.get_data()
+        assert (density * np.diff(edges)).sum() == pytest.approx(1)
+    assert len(ax.patches) == 2 * len(student)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_densities_of_any_precision_with_a_graph(dtype: torch.dtype) -> None:
+    student = {view: x.to(dtype).requires_grad_() for view, x in logits().items()}
+    assert len(plot_view_densities(student).patches) == len(VIEWS)
+
+
+# --- weights
+
+
+def box_of(ax: Axes, place: int) -> dict[str, float]:
+    """What a box says: matplotlib draws box, whiskers, caps, median and mean, in this order."""
+    lines = [line for line in ax.lines if round(float(np.mean(line.get_xdata()))) == place + 1]
+    box, low, high, _, _, median, mean = (np.asarray(line.get_ydata()) for line in lines)
+    return {
+        "5": low[-1], "25": box[0], "50": median[0], "75": box[2], "95": high[-1], "mean": mean[0]
+    }  # fmt: skip
+
+
+def test_a_box_holds_the_percentiles_of_the_weights() -> None:
+    found = parts()
+    ax = plot_weights(found)
+    for place in range(len(VIEWS)):
+        weights, box = found.weights[:, place].numpy(), box_of(ax, place)
+        for name in ("25", "50", "75"):
+            assert box[name] == pytest.approx(np.percentile(weights, int(name)))
+        assert box["mean"] == pytest.approx(weights.mean())
+        # A whisker ends at the last sample that is inside.
+        low, high = np.percentile(weights, [5, 95])
+        assert box["5"] == pytest.approx(weights[weights >= low].min())
+        assert box["95"] == pytest.approx(weights[weights <= high].max())
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(found.names)
+
+
+def test_what_does_not_count_is_left_out() -> None:
+    valid = torch.ones(40, 3, dtype=torch.bool)
+    valid[::2, 2] = False
+    found, whole = parts(valid=valid), parts()
+    box = box_of(plot_weights(found), 2)
+    assert box["mean"] == pytest.approx(whole.weights[1::2, 2].double().mean().item())
+
+
+def test_a_weight_of_0_counts_where_there_is_a_term() -> None:
+    msd = MSDLoss(KDLoss(), FixedWeighting(full=1.0, image=0.5, text=0.0))
+    ax = plot_weights(msd.parts(logits(seed=1), logits()))
+    assert [box_of(ax, place)["50"] for place in range(3)] == [1.0, 0.5, 0.0]
+
+
+def test_a_view_that_no_sample_has_is_an_empty_place() -> None:
+    valid = torch.tensor([True, True, False]).expand(40, 3)
+    ax = plot_weights(parts(valid=valid))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(VIEWS)
+    assert np.isnan(box_of(ax, 2)["mean"])
+
+
+# --- saliency
+
+
+def test_a_curve_is_the_share_of_samples_up_to_a_saliency() -> None:
+    ax = plot_saliency({"image": torch.tensor([3.0, 1.0, 1.0, 2.0])})
+    (line,) = ax.lines
+    assert line.get_drawstyle() == "steps-post"
+    assert line.get_xdata().tolist() == [0.0, 1.0, 1.0, 2.0, 3.0]
+    assert line.get_ydata().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_curves_rise_from_0_to_1() -> None:
+    for line in plot_saliency(saliency()).lines:
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert all(a <= b for values in (x, y) for a, b in pairwise(values))
+        assert (y[0], y[-1]) == (0, 1)
+
+
+def test_what_is_infinite_lies_beyond_the_end() -> None:
+    (line,) = plot_saliency({"image": torch.tensor([1.0, float("inf")])}).lines
+    assert line.get_ydata().tolist() == [0.0, 0.5]
+
+
+# --- errors
+
+NAN = {view: x * float("nan") for view, x in logits().items()}
+DENSITIES = {
+    "no mapping": (TypeError, "Expected `teacher` to be a mapping", {"teacher": torch.eye(2)}),
+    "no views": (ValueError, "at least one view", {"teacher": {}}),
+    "integers": (TypeError, r"`student\['full'\]`", {"student": {"full": torch.tensor([[1]])}}),
+    "no whole input": (KeyError, "the view `full`", {"teacher": {"text": torch.zeros(2, 3)}}),
+    "no class": (IndexError, r"Expected `target` in \[0, 3\), got 3", {"target": 3}),
+    "a class by name": (TypeError, "Expected `target` to be an integer", {"target": "cat"}),
+    "few targets": (ValueError, "Expected `target` of shape", {"target": torch.tensor([0])}),
+    "no bars": (ValueError, "Expected `bins` of at least 1, got 0", {"bins": 0}),
+    "no samples": (ValueError, "samples without NaN, got none", {"teacher": logits(0)}),
+    "NaN": (ValueError, r"`student\['full'\]` .* without NaN, got NaN", {"student": NAN}),
+}
+SALIENCIES = {
+    "no mapping": (TypeError, "map modalities to saliencies", torch.eye(2)),
+    "no modality": (ValueError, "at least one modality", {}),
+    "integers": (TypeError, r"`saliency\['image'\]`", {"image": torch.tensor([1])}),
+    "logits": (ValueError, "got the view `full`", logits()),
+    "NaN": (ValueError, "without NaN, got NaN", {"image": NAN["image"]}),
+    "no samples": (ValueError, "without NaN, got none", {"image": torch.zeros(0)}),
+}
+
+
+@pytest.mark.parametrize(("error", "message", "wrong"), DENSITIES.values(), ids=DENSITIES)
+def test_densities_of_something_else(error: Any, message: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        plot_view_densities(**{"teacher": logits(), **wrong})
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(("error", "message", "wrong"), SALIENCIES.values(), ids=SALIENCIES)
+def test_saliencies_of_something_else(error: Any, message: str, wrong: Any) -> None:
+    with pytest.raises(error, match=message):
+        plot_saliency(wrong)
+    assert plt.get_fignums() == []
+
+
+def test_weights_of_something_else() -> None:
+    with pytest.raises(TypeError, match="Expected `parts` to be the MSDParts"):
+        plot_weights(torch.eye(2))  # type: ignore[arg-type]
+    assert plt.get_fignums() == []
+
+
+# --- matplotlib
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_package_does_without_matplotlib() -> None:
+    done = run("import msdlosses, sys; assert not any('matplotlib' in m for m in sys.modules)")
+    assert done.stderr == ""
+
+
+def test_a_missing_matplotlib_is_named_with_what_installs_it() -> None:
+    done = run("import sys; sys.modules['matplotlib'] = None; import msdlosses.plot")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: Expected matplotlib for `msdlosses.plot`")
+    assert last.endswith("pip install 'msdlosses[plot]'.")
