@@ -86,7 +86,7 @@ docstrings = Sybil(
 )
 pages = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/llms.txt"],
     setup=page,
     teardown=clean,
 )

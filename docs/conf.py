@@ -1,21 +1,34 @@
 """Sphinx's settings."""
 
+from importlib.metadata import version as version_of
+
 project = "msdlosses"
 author = "The msdlosses developers"
 copyright = "2026, the msdlosses developers"
+release = version = version_of("msdlosses")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "msdlosses"
+html_extra_path = ["llms.txt"]  # also served to readers that are no people
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"  # the signature would be longer than the text
 autodoc_member_order = "bysource"
 napoleon_custom_sections = ["Shape", "Source"]
 napoleon_use_ivar = True
-default_role = "code"
-nitpick_ignore_regex = [(r"py:.*", r"(torch|collections|pathlib|numpy|nn|os)\..*")]
+# In docstrings, a name in backticks is a link where the name is known, and code where it is not.
+default_role = "py:obj"
+nitpick_ignore_regex = [("py:obj", ".*")]
+# Behind each address, the few names that the pages need: for a build without a network.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", (None, "inventories/python.inv")),
+    "torch": ("https://docs.pytorch.org/docs/stable", (None, "inventories/torch.inv")),
+}
+intersphinx_timeout = 10

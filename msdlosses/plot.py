@@ -104,7 +104,7 @@ def plot_view_densities(
         label, edges = f"{model}: {view}", np.linspace(0, 1, bins + 1)
         ax.stairs(density, edges, label=label, color=colours[view], ls=LINES[model], lw=1.8)
     ax.set(xlabel=f"probability of {_name(target)}", ylabel="density", xlim=(0, 1))
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines
     return ax
 
 

@@ -1,0 +1,159 @@
+"""Run the tutorial, put what it prints into its page, and draw its pictures.
+
+    python -m docs.draw
+
+Every picture is drawn twice, for light and for dark pages: the tutorial's by its own snippets, and
+the one on the front page, of what the method does, for one character and the tutorial's networks.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from benchmarks.data._pack import decode
+from benchmarks.datasets import DATA
+from msdlosses.functional import kl_divergence
+
+HERE = Path(__file__).parent
+PAGE, PICTURES = HERE / "tutorial.md", HERE / "pictures"
+BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<rest>\n```text\n.*?```\n)?", re.DOTALL)
+PICTURE = re.compile(r"\{image\} pictures/(.*)-light\.svg")
+INK = {"light": "#1f2328", "dark": "#e6edf3"}  # the ground is the page's own
+TEACHER, STUDENT = "#0072b2", "#e69f00"
+WIDTHS = (1, 1.5, 1.7, 1.7, 2.3)  # of the columns
+SHOWN = 5  # classes
+LARGE = {"fontsize": 15, "va": "center"}
+
+Logits = Mapping[str, Tensor]
+
+
+def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
+    """The page with what its snippets print now; and those of them that draw."""
+    drawing: list[str] = []
+
+    def done(found: re.Match[str]) -> str:
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(found["code"], namespace)
+        if "plot_" in found["code"]:
+            drawing.append(found["code"])
+        output = f"\n```text\n{printed.getvalue()}```\n" if printed.getvalue() else ""
+        return f"```python\n{found['code']}```\n{output}"
+
+    return BLOCK.sub(done, page), drawing
+
+
+def style(ink: str) -> dict[str, Any]:
+    """Matplotlib's settings."""
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    size = {"figure.figsize": (6, 3.2), "font.size": 11, "svg.hashsalt": "msdlosses"}
+    return {**dict.fromkeys(inked, ink), **dict.fromkeys(clear, "none"), **size}
+
+
+def save(figure: Figure, name: str) -> None:
+    figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
+# --- the picture of the method
+
+
+def method(namespace: Mapping[str, Any], ink: str) -> Figure:
+    """What the teacher and the student of KD say of one character, in each view."""
+    teacher, student = namespace["told"], namespace["copied"]
+    number, glyph, gloss = character(namespace["task"].test, teacher)
+    classes = teacher["full"][number].topk(SHOWN).indices
+    figure = plt.figure(figsize=(6.4, 3.6), layout="constrained")
+    grid = figure.subplots(3, 5, width_ratios=WIDTHS)
+    heads = ("image", "text", "teacher", "student", "term")
+    for axis, head in zip(grid[0], heads, strict=True):
+        axis.set_title(head, fontsize=12, color=ink)
+    for row, view in zip(grid, teacher, strict=True):
+        for axis, width in zip(row, WIDTHS, strict=True):
+            axis.set_box_aspect(1 / width)  # all of one height
+        draw_input(row[0], row[1], view, glyph, gloss, ink)
+        pair = [logits[view][number] for logits in (teacher, student)]
+        for axis, logits, colour in zip(row[2:4], pair, (TEACHER, STUDENT), strict=True):
+            draw_prediction(axis, logits.softmax(-1)[classes].tolist(), colour)
+        term = kl_divergence(pair[1], pair[0]).item()
+        plus = "" if view == "full" else "+"
+        row[4].text(0, 0.5, f"{plus:3} $w_\\mathrm{{{view}}} \\cdot {term:.2f}$", **LARGE)
+        row[4].set_axis_off()
+    figure.supxlabel(
+        "loss of a sample: the sum of what the teacher says and the student does not,\n"
+        "given everything, the image alone and the text alone, each with a weight",
+        fontsize=11,
+        color=ink,
+    )
+    return figure
+
+
+def character(test: Any, teacher: Logits) -> tuple[int, np.ndarray, str]:
+    """One with a short gloss of which the teacher is right in each view, most sure by the text."""
+    pack = np.load(DATA / "hanzi12.npz")
+    glosses = decode(pack["gloss"])
+    places = {glyph.tobytes(): place for place, glyph in enumerate(pack["glyph"])}
+    shown = (7 * test.pixels[:, 0]).round().to(torch.uint8).numpy()
+    gloss = [glosses[places[glyph.tobytes()]] for glyph in shown]
+    chances = torch.stack(
+        [x.softmax(-1).gather(1, test.target[:, None])[:, 0] for x in teacher.values()]
+    )
+    fit = torch.tensor([len(words) < 12 for words in gloss]) & (chances > 0.5).all(0)
+    number = int(chances[-1].masked_fill(~fit, 0.0).argmax())
+    return number, shown[number], gloss[number]
+
+
+def draw_input(left: Axes, right: Axes, view: str, glyph: np.ndarray, gloss: str, ink: str) -> None:
+    for axis, modality in ((left, "image"), (right, "text")):
+        axis.set(xticks=[], yticks=[])
+        if view not in ("full", modality):
+            axis.spines[:].set(linestyle=(0, (2, 3)), alpha=0.6)
+        elif modality == "image":
+            axis.imshow(glyph, cmap="gray_r" if ink == INK["light"] else "gray")
+        else:
+            axis.text(0.5, 0.5, gloss, ha="center", va="center", transform=axis.transAxes)
+    left.set_ylabel(view, fontsize=12)
+
+
+def draw_prediction(axis: Axes, chances: list[float], colour: str) -> None:
+    """The classes that the teacher finds likeliest, the right one first."""
+    axis.bar(range(SHOWN), chances, color=colour)
+    axis.set(ylim=(0, 1), xticks=[], yticks=[])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    page = PAGE.read_text()
+    with TemporaryDirectory() as folder:
+        namespace: dict[str, Any] = {"path": Path(folder) / "cache"}
+        page, drawing = run(page, namespace)
+        PAGE.write_text(page)
+        for name, ink in INK.items():
+            with plt.rc_context(style(ink)):
+                save(method(namespace, ink), f"msd-{name}")
+                for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
+                    exec(code, namespace)
+                    save(namespace["ax"].figure, f"{picture}-{name}")
+
+
+if __name__ == "__main__":
+    main()
