@@ -1,6 +1,9 @@
 """Sphinx's settings."""
 
+import re
 from importlib.metadata import version as version_of
+
+from sphinx.application import Sphinx
 
 project = "msdlosses"
 author = "The msdlosses developers"
@@ -15,6 +18,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+mathjax4_config = {"output": {"displayOverflow": "linebreak"}}  # for phones
 html_theme = "furo"
 html_title = "msdlosses"
 html_extra_path = ["llms.txt"]  # also served to readers that are no people
@@ -32,3 +36,17 @@ intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable", (None, "inventories/torch.inv")),
 }
 intersphinx_timeout = 10
+
+
+def link_papers(
+    app: Sphinx, kind: str, name: str, obj: object, opts: object, lines: list[str]
+) -> None:
+    """In docstrings, the number of a paper is a link."""
+    text = re.sub(
+        r"arXiv\s+(\d{4}\.\d{5})", r"`arXiv \1 <https://arxiv.org/abs/\1>`__", "\n".join(lines)
+    )
+    lines[:] = text.split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", link_papers)

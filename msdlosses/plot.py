@@ -119,6 +119,9 @@ def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
         parts: what `MSDLoss.parts` returns, of a batch or of all data at once.
         ax: where to draw; None for a new figure.
 
+    Shape:
+        Its weights and terms: (N, K).
+
     Returns:
         The axes, with the views as ticks of the x axis.
 

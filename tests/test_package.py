@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,8 +73,8 @@ FUNCTIONS = [
 # Of `msdlosses.plot`, which is imported on demand.
 PICTURES = ["plot_saliency", "plot_view_densities", "plot_weights"]
 
-# What a user writes subclasses of, or is handed, and does not make: no example of a call.
-NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
+# What a user is handed, or writes all of: nothing that could raise.
+HANDED = {"Weighting", "MSDParts", "MetaStep"}
 
 # A module imports from those of earlier lines alone.
 ORDER = [
@@ -145,18 +146,20 @@ def test_every_public_name_has_a_docstring(name: str, value: object) -> None:
     assert text.splitlines()[0].endswith((".", ":"))
 
 
-def called() -> list[str]:
-    return [name for name in PUBLIC if name not in NOT_CALLED and name != "functional"]
+NAMES = [*(name for name in PUBLIC if name != "functional"), *FUNCTIONS, *PICTURES]
 
 
-@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, *PICTURES])
-def test_what_is_called_has_an_example(name: str) -> None:
+@pytest.mark.parametrize("part", ["Shape", "Example", "Source"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_docstring_has_its_parts(name: str, part: str) -> None:
+    """The examples are run where they stand."""
     text = docstring(name)
-    assert "Example:" in text
-    assert ">>> " in text
+    assert f"{part}:" in text
+    assert part != "Example" or ">>> " in text
+    assert part != "Source" or re.search(r"Source: .*\[(paper|built on|ours)\]", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, *PICTURES, "DistillationLoss"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HANDED])
 def test_what_raises_says_so(name: str) -> None:
     """In the class's docstring, or in that of the methods that raise."""
     value = find(name)

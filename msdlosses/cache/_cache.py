@@ -23,6 +23,9 @@ class TeacherCache:
     Make one with `build` or `open`. It is memory-mapped: only what is read is loaded, workers of
     a DataLoader share it, and pickling hands on the path alone.
 
+    Shape:
+        ``index``: (N,) of integers. Each view: (N, ...), as the teacher returned it, in float32.
+
     Example:
         >>> import tempfile
         >>> views = ModalityViews(image=lambda batch: batch, text=lambda batch: batch)
@@ -31,6 +34,8 @@ class TeacherCache:
         ...     cache = TeacherCache.build(lambda x: x, views, [batch], path)
         ...     cache[torch.tensor([0])]["text"]
         tensor([[3., 4.]])
+
+    Source: [ours].
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:

@@ -242,8 +242,9 @@ def dkd_loss(
 ) -> Tensor:
     r"""Decoupled distillation: of the target against the rest, and of the rest among itself.
 
-    .. math:: \tau^2 \bigl(\alpha\, \mathrm{KL}(b^T \| b^S) + \beta\, \mathrm{KL}(\hat p \| \hat q)
-        \bigr), \quad b^T = (p_y, 1 - p_y),\ b^S = (q_y, 1 - q_y)
+    .. math:: \tau^2 \bigl(\alpha\, \mathrm{KL}(b^T \| b^S)
+        + \beta\, \mathrm{KL}(\hat p \| \hat q) \bigr), \\
+        b^T = (p_y, 1 - p_y),\ b^S = (q_y, 1 - q_y)
 
     where the hats are the softmax over the classes other than the target y. With alpha = 1 and a
     beta of 1 - p_y, the row's own, it would be `kl_divergence`. The second part is 0 where there

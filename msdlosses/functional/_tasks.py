@@ -27,6 +27,8 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     Example:
         >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
         tensor([0.6931])
+
+    Source: [built on] `torch.nn.functional.cross_entropy`, here in float32 or wider.
     """
     check_floating("logits", logits)
     check_indices("target", target, logits.shape[:-1], logits.shape[-1], device=logits.device)

@@ -44,6 +44,15 @@ class DistillationLoss(nn.Module, ABC):
             each other or whose ``dim`` is not the last axis, -1.
         TypeError: outputs that are no floating-point tensors, an axis or index that is no integer.
         IndexError: ``dim`` is no axis of the outputs.
+
+    Example:
+        >>> class CosineLoss(DistillationLoss):
+        ...     def rows(self, student, teacher, target=None, *, valid=None):
+        ...         return 1 - torch.cosine_similarity(student, teacher.detach(), dim=self.dim)
+        >>> CosineLoss()(torch.eye(3), torch.eye(3))
+        tensor(0.)
+
+    Source: [ours].
     """
 
     same_width = True

@@ -19,7 +19,19 @@ AVERAGES = ("sample", "batch")
 
 @dataclass(frozen=True)
 class MSDParts:
-    """What an `MSDLoss` is made of. All but `names` and `count` carry the graph."""
+    """What an `MSDLoss` is made of. All but `names` and `count` carry the graph.
+
+    Shape:
+        N samples, K views; see each attribute.
+
+    Example:
+        >>> views = {"full": torch.zeros(4, 3), "text": torch.zeros(4, 3)}
+        >>> parts = MSDLoss(KDLoss()).parts(views, views)
+        >>> dict(zip(parts.names, parts.weights.mean(0).tolist()))
+        {'full': 1.0, 'text': 1.0}
+
+    Source: [ours].
+    """
 
     loss: Tensor
     """The reduced loss, a scalar."""

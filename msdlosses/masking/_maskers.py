@@ -81,6 +81,9 @@ class Fill(EntryMasker):
             ``text={"tokens": 0}``, or with a dot, ``**{"text.tokens": 0}``; one of a list by its
             place, ``**{"frames.0": 0}``.
 
+    Shape:
+        A batch in, a batch of the same shapes out.
+
     Raises:
         TypeError: a value that is neither, or a fraction for an entry of integers; a ``keep`` of
             another kind.
@@ -93,6 +96,8 @@ class Fill(EntryMasker):
         >>> mask = Fill(tokens=0, keep=0)
         >>> mask({"tokens": torch.tensor([[7, 8, 9]])})
         {'tokens': tensor([[7, 0, 0]])}
+
+    Source: [ours].
     """
 
     def __init__(self, keep: Keep | None = None, **values: Any) -> None:
@@ -129,6 +134,9 @@ class LearnedFill(EntryMasker):
         values: entry -> where learning starts: a number, a floating-point tensor that
             broadcasts over the entry, or a shape, which starts at 0.
 
+    Shape:
+        A batch in, a batch of the same shapes out.
+
     Raises:
         TypeError: a start of another kind, or an entry that is not of floating point.
         ValueError: no entry, a NaN, a tensor that does not broadcast or is on another device.
@@ -138,6 +146,8 @@ class LearnedFill(EntryMasker):
         >>> mask = LearnedFill(pixels=(3, 8, 8))
         >>> [tuple(p.shape) for p in mask.parameters()]
         [(3, 8, 8)]
+
+    Source: [ours].
     """
 
     def __init__(self, keep: Keep | None = None, **values: Any) -> None:
@@ -161,6 +171,9 @@ class MeanFill(EntryMasker, FittedBuffers):
         entries: the modality's entries.
         keep: positions that stay, as in `Fill`.
 
+    Shape:
+        A batch in, a batch of the same shapes out.
+
     Raises:
         TypeError: an entry that is not of floating point.
         RuntimeError: used before `fit`.
@@ -170,6 +183,8 @@ class MeanFill(EntryMasker, FittedBuffers):
         >>> mask = MeanFill("pixels").fit([{"pixels": torch.tensor([[1.0], [3.0]])}])
         >>> mask({"pixels": torch.zeros(1, 1)})
         {'pixels': tensor([[2.]])}
+
+    Source: [ours].
     """
 
     def __init__(self, *entries: str, keep: Keep | None = None) -> None:
@@ -208,6 +223,9 @@ class Shuffle(EntryMasker):
         entries: the modality's entries, moved together.
         keep: positions that stay, as in `Fill`.
 
+    Shape:
+        A batch in, a batch of the same shapes out.
+
     Raises:
         ValueError: a batch of one sample, which has no other.
         KeyError: the batch has no such entry.
@@ -215,6 +233,8 @@ class Shuffle(EntryMasker):
     Example:
         >>> Shuffle("pixels")({"pixels": torch.tensor([[1.0], [2.0], [3.0]])})["pixels"].tolist()
         [[3.0], [1.0], [2.0]]
+
+    Source: [ours].
     """
 
     def __init__(self, *entries: str, keep: Keep | None = None) -> None:

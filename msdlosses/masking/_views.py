@@ -314,6 +314,8 @@ class ModalityDropout(nn.Module):
         >>> drop = ModalityDropout(views, p=0.5).eval()
         >>> drop({"pixels": torch.ones(1, 1), "tokens": torch.ones(1, 1)})["pixels"].tolist()
         [[1.0]]
+
+    Source: [ours].
     """
 
     def __init__(self, views: ModalityViews, p: float) -> None:

@@ -61,6 +61,9 @@ def meta_gradient(
         max_norm: the norm that the student's gradients are clipped to, as by
             `torch.nn.utils.clip_grad_norm_`.
 
+    Shape:
+        ``inner`` and ``outer`` return scalars; each gradient has its parameter's shape.
+
     Returns:
         One tensor for each parameter of the weighting that requires a gradient, in their order.
 

@@ -24,7 +24,18 @@ MODES = ("online", "lookahead")
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What one step did."""
+    """What one step did: what `MetaLearner.step` returns.
+
+    Shape:
+        The losses are scalars.
+
+    Example:
+        >>> step = MetaStep(inner=torch.tensor(0.5))  # of a step that learned no weights
+        >>> step.engine is None
+        True
+
+    Source: [ours].
+    """
 
     inner: Tensor
     """The student's loss at the step that was taken, detached."""
@@ -68,6 +79,9 @@ class MetaLearner:
             the real step.
         scaler: a `torch.amp.GradScaler` for losses in half precision. The learner scales,
             skips steps and updates the scale.
+
+    Shape:
+        ``inner`` and ``outer``, which `step` is given, return scalars.
 
     Raises:
         TypeError: an argument of the wrong kind; an optimiser whose step is not known; a student

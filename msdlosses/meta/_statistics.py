@@ -12,7 +12,13 @@ from msdlosses.functional._rows import any_position
 
 
 class WeightStatistics(NamedTuple):
-    """The weights of one view in a batch, detached."""
+    """The weights of one view in a batch, detached.
+
+    Shape:
+        Scalars.
+
+    Source: [ours].
+    """
 
     mean: Tensor
     min: Tensor

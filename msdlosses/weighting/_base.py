@@ -20,6 +20,19 @@ class Weighting(nn.Module, ABC):
 
     A subclass writes `forward`. What it learns or measures is kept in parameters and buffers, so
     that it is saved, moved and compiled with the model.
+
+    Shape:
+        Returns (N, K), or (K,) for all samples alike.
+
+    Example:
+        >>> class Confidence(Weighting):
+        ...     def forward(self, terms, teacher, target=None, *, names, valid=None):
+        ...         sure = [teacher[view].softmax(-1).amax(-1) for view in names]
+        ...         return torch.stack(sure, -1).detach()
+        >>> Confidence()(torch.zeros(2, 1), {"full": torch.zeros(2, 4)}, names=("full",)).tolist()
+        [[0.25], [0.25]]
+
+    Source: [ours].
     """
 
     @abstractmethod

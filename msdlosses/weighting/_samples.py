@@ -52,6 +52,9 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         divergence: how far two predictions are apart: a `DistillationLoss`, or a function
             ``(student, teacher) -> rows``. Take `MultiLabelKDLoss` for multi-label targets.
 
+    Shape:
+        Returns (N, K), in [0, 1]; of the population (K,).
+
     Raises:
         TypeError: ``alpha`` is no number, ``divergence`` not callable.
         ValueError: ``alpha`` is not above 0.
@@ -162,6 +165,9 @@ class TeacherLossWeighting(Weighting):
         alpha: how strongly the teacher's loss is held against it, above 0.
         task_loss: unreduced, ``(logits, target) -> (N, ...)``; `functional.cross_entropy` by
             default. For multi-label targets and soft scores, `functional.multilabel_cross_entropy`.
+
+    Shape:
+        Returns (N, K), in [0, 1].
 
     Raises:
         TypeError: ``alpha`` is no number, ``task_loss`` not callable; when called, targets that

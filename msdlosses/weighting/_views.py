@@ -19,6 +19,9 @@ class FixedWeighting(Weighting):
         by_view: view -> weight. ``FixedWeighting(**{"full": 1, "~image": 0.5})`` for names that
             Python does not take as keywords.
 
+    Shape:
+        Returns (K,): one weight for each view.
+
     Raises:
         TypeError: a weight that is no number.
         ValueError: no weight, or one that is negative or not finite.
@@ -67,6 +70,9 @@ class UncertaintyWeighting(Weighting):
 
     Args:
         names: the views of the terms, such as ``views.names``.
+
+    Shape:
+        Returns (K,): one weight for each view.
 
     Raises:
         TypeError: names that are no sequence.
@@ -121,6 +127,9 @@ class DynamicWeightAverage(Weighting):
     Args:
         names: the views of the terms, such as ``views.names``.
         temperature: T, above 0; the larger, the more even the weights.
+
+    Shape:
+        Returns (K,): one weight for each view.
 
     Raises:
         TypeError: names that are no sequence, a temperature that is no number.
