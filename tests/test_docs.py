@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import msdlosses
-from msdlosses import functional, plot
+from msdlosses import functional, meta, plot
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -52,6 +52,7 @@ def test_every_picture_is_there_for_light_and_for_dark_pages() -> None:
 PUBLIC = [
     *(f"msdlosses.{name}" for name in msdlosses.__all__ if name != "functional"),
     *(f"msdlosses.functional.{name}" for name in functional.__all__ if name != "modality_saliency"),
+    *(f"msdlosses.meta.{name}" for name in meta.__all__ if name not in msdlosses.__all__),
     *(f"msdlosses.plot.{name}" for name in plot.__all__),
 ]
 

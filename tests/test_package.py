@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import msdlosses
-from msdlosses import functional, plot
+from msdlosses import functional, meta, plot
 
 PACKAGE = Path(msdlosses.__file__).parent
 
@@ -70,11 +70,14 @@ FUNCTIONS = [
     "sp_loss",
 ]
 
+# Of `msdlosses.meta`, beside what the package exports of it.
+META = ["WeightStatistics", "meta_gradient"]
+
 # Of `msdlosses.plot`, which is imported on demand.
 PICTURES = ["plot_saliency", "plot_view_densities", "plot_weights"]
 
 # What a user is handed, or writes all of: nothing that could raise.
-HANDED = {"Weighting", "MSDParts", "MetaStep"}
+HANDED = {"Weighting", "MSDParts", "MetaStep", "WeightStatistics"}
 
 # A module imports from those of earlier lines alone.
 ORDER = [
@@ -112,6 +115,7 @@ WITHIN = {
 def test_the_public_names_are_these() -> None:
     assert msdlosses.__all__ == PUBLIC
     assert functional.__all__ == FUNCTIONS
+    assert [name for name in meta.__all__ if name not in PUBLIC] == META
     assert plot.__all__ == PICTURES
 
 
@@ -126,7 +130,7 @@ def test_every_public_name_is_there() -> None:
 
 def documented() -> Iterator[tuple[str, object]]:
     """Public classes and functions, and the public methods that the classes define."""
-    for module in (msdlosses, functional, plot):
+    for module in (msdlosses, functional, meta, plot):
         for name in module.__all__:
             value = getattr(module, name)
             yield name, value
@@ -146,7 +150,7 @@ def test_every_public_name_has_a_docstring(name: str, value: object) -> None:
     assert text.splitlines()[0].endswith((".", ":"))
 
 
-NAMES = [*(name for name in PUBLIC if name != "functional"), *FUNCTIONS, *PICTURES]
+NAMES = [*(name for name in PUBLIC if name != "functional"), *FUNCTIONS, *META, *PICTURES]
 
 
 @pytest.mark.parametrize("part", ["Shape", "Example", "Source"])
@@ -170,7 +174,7 @@ def test_what_raises_says_so(name: str) -> None:
 
 
 def find(name: str) -> object:
-    found = [module for module in (msdlosses, functional, plot) if hasattr(module, name)]
+    found = [module for module in (msdlosses, functional, meta, plot) if hasattr(module, name)]
     return getattr(found[0], name)
 
 
@@ -194,7 +198,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             found.add(node.module or "")
-            if node.module == "msdlosses":  # from msdlosses import functional, plot
+            if node.module == "msdlosses":  # from msdlosses import functional, meta, plot
                 found |= {f"msdlosses.{alias.name}" for alias in node.names}
     return found
 

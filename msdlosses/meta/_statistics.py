@@ -17,11 +17,18 @@ class WeightStatistics(NamedTuple):
     Shape:
         Scalars.
 
+    Example:
+        >>> told = WeightStatistics(torch.tensor(1.0), torch.tensor(0.5), torch.tensor(1.2))
+        >>> told.mean
+        tensor(1.)
+
     Source: [ours].
     """
 
     mean: Tensor
+    """The mean over the samples."""
     min: Tensor
+    """The least."""
     entropy: Tensor
     """Entropy of the samples' shares of the weight in nats, log N where all count alike and 0
     where one sample has all of it."""
