@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import os
@@ -10,12 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import msdlosses
-from msdlosses import functional
+from msdlosses import DistillationLoss, Weighting, functional
+from msdlosses.masking._maskers import EntryMasker
 
 PACKAGE = Path(msdlosses.__file__).parent
 
@@ -69,8 +72,16 @@ FUNCTIONS = [
     "sp_loss",
 ]
 
+# Public in a module of the package alone: by its name there.
+ELSEWHERE = {"meta": ["WeightStatistics", "meta_gradient"]}
+
+NAMES = [*PUBLIC, *FUNCTIONS, *(name for names in ELSEWHERE.values() for name in names)]
+
 # What a user writes subclasses of, or is handed, and does not make: no example of a call.
-NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep"}
+NOT_CALLED = {"DistillationLoss", "Weighting", "MSDParts", "MetaStep", "WeightStatistics"}
+
+# What the package has members of, all of them public.
+FAMILIES = (DistillationLoss, Weighting, EntryMasker)
 
 # A module imports from those of earlier lines alone.
 ORDER = [
@@ -115,20 +126,52 @@ def test_every_public_name_is_there() -> None:
     assert names - modules == set(PUBLIC) - modules
 
 
+@pytest.mark.parametrize("name", sorted(WITHIN.keys() - {"functional"}))
+def test_the_public_names_of_a_module_are_those_of_the_package(name: str) -> None:
+    module = importlib.import_module(f"msdlosses.{name}")
+    elsewhere = ELSEWHERE.get(name, [])
+    assert module.__all__ == sorted(module.__all__)
+    assert set(module.__all__) - set(PUBLIC) == set(elsewhere)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_every_member_of_a_family_is_public(family: type) -> None:
+    """But for what its members have in common, and what a test writes."""
+    members = {member for member in descendants(family) if not inspect.isabstract(member)}
+    own = {m.__name__ for m in members if m.__module__.startswith("msdlosses.")}
+    assert own <= set(PUBLIC), "export it, and add it to `PUBLIC`"
+
+
+def descendants(family: type) -> set[type]:
+    return {family}.union(*(descendants(child) for child in family.__subclasses__()))
+
+
+def test_the_version_is_one() -> None:
+    root = Path(__file__).parents[1]
+    version = metadata.version("msdlosses")
+    assert f'\nversion = "{version}"\n' in (root / "pyproject.toml").read_text()
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    assert f"\n## {version} (" in (root / "CHANGELOG.md").read_text()
+
+
 # --- docstrings
+
+
+def find(name: str) -> object:
+    module = next((module for module in ELSEWHERE if name in ELSEWHERE[module]), "functional")
+    return getattr(msdlosses, name, None) or getattr(getattr(msdlosses, module), name)
 
 
 def documented() -> Iterator[tuple[str, object]]:
     """Public classes and functions, and the public methods that the classes define."""
-    for module in (msdlosses, functional):
-        for name in module.__all__:
-            value = getattr(module, name)
-            yield name, value
-            if inspect.isclass(value):
-                for method, member in vars(value).items():
-                    public = inspect.isroutine(member) or isinstance(member, property)
-                    if public and not method.startswith("_"):
-                        yield f"{name}.{method}", getattr(value, method)
+    for name in NAMES:
+        value = find(name)
+        yield name, value
+        if inspect.isclass(value):
+            for method, member in vars(value).items():
+                public = inspect.isroutine(member) or isinstance(member, property)
+                if public and not method.startswith("_"):
+                    yield f"{name}.{method}", getattr(value, method)
 
 
 @pytest.mark.parametrize(
@@ -141,17 +184,17 @@ def test_every_public_name_has_a_docstring(name: str, value: object) -> None:
 
 
 def called() -> list[str]:
-    return [name for name in PUBLIC if name not in NOT_CALLED and name != "functional"]
+    return [name for name in NAMES if name not in NOT_CALLED and name != "functional"]
 
 
-@pytest.mark.parametrize("name", called() + FUNCTIONS)
+@pytest.mark.parametrize("name", called())
 def test_what_is_called_has_an_example(name: str) -> None:
     text = docstring(name)
     assert "Example:" in text
     assert ">>> " in text
 
 
-@pytest.mark.parametrize("name", [*called(), *FUNCTIONS, "DistillationLoss"])
+@pytest.mark.parametrize("name", [*called(), "DistillationLoss"])
 def test_what_raises_says_so(name: str) -> None:
     """In the class's docstring, or in that of the methods that raise."""
     value = find(name)
@@ -159,10 +202,6 @@ def test_what_raises_says_so(name: str) -> None:
     if inspect.isclass(value):
         texts += [inspect.getdoc(member) or "" for member in vars(value).values()]
     assert any("Raises:" in text for text in texts)
-
-
-def find(name: str) -> object:
-    return getattr(msdlosses, name, None) or getattr(functional, name)
 
 
 def docstring(name: str) -> str:
