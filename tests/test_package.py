@@ -151,7 +151,7 @@ def test_the_version_is_one() -> None:
     version = metadata.version("msdlosses")
     assert f'\nversion = "{version}"\n' in (root / "pyproject.toml").read_text()
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
-    assert f"\n## {version} (" in (root / "CHANGELOG.md").read_text()
+    assert f"\n## [{version}] - " in (root / "CHANGELOG.md").read_text()
 
 
 # --- docstrings
