@@ -52,7 +52,7 @@ KEEPS: dict[str, tuple[Any, Tensor]] = {
 def test_every_public_masker_is_here() -> None:
     public = {getattr(msdlosses, name) for name in msdlosses.__all__}
     maskers = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, EntryMasker)}
-    assert maskers == {type(make()) for make in MASKERS.values()}
+    assert maskers <= {type(make()) for make in MASKERS.values()}
 
 
 @every_masker

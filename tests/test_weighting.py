@@ -68,7 +68,7 @@ def scipy_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def test_every_public_weighting_is_here() -> None:
     public = {getattr(msdlosses, name) for name in msdlosses.__all__}
     weightings = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, Weighting)}
-    assert weightings - {Weighting} == {type(s.make(NAMES, CLASSES)) for s in SCHEMES.values()}
+    assert weightings - {Weighting} <= {type(s.make(NAMES, CLASSES)) for s in SCHEMES.values()}
 
 
 @pytest.mark.parametrize("scheme", claiming("bounded"))
