@@ -260,6 +260,8 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_nothing_imports_the_package_itself() -> None:
     for path in module_files():
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert "msdlosses" not in {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module == "msdlosses":
                 assert {alias.name for alias in node.names} <= {"functional"}
 
