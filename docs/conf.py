@@ -29,6 +29,7 @@ napoleon_custom_sections = ["Shape", "Source"]
 napoleon_use_ivar = True
 # In docstrings, a name in backticks is a link where the name is known, and code where it is not.
 default_role = "py:obj"
+nitpicky = True
 nitpick_ignore_regex = [("py:obj", ".*")]
 # Behind each address, the few names that the pages need: for a build without a network.
 intersphinx_mapping = {

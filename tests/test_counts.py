@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from laws import LOSSES, LossCase
+from schemes import every_weighting, make_weighting
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msdlosses import (
     DynamicWeightAverage,
-    FixedWeighting,
     KDLoss,
     MSDLoss,
-    SaliencyWeighting,
-    TeacherLossWeighting,
-    UncertaintyWeighting,
-    Weighting,
-    WeightNet,
 )
 
 NAMES = ("full", "image", "text")
@@ -31,18 +25,6 @@ METADATA = {  # calls that read and write no element
     "aten::alias", "aten::detach", "aten::expand", "aten::reshape", "aten::select", "aten::squeeze",
     "aten::t", "aten::transpose", "aten::unbind", "aten::unsqueeze", "aten::view",
 }  # fmt: skip
-
-Scheme = Callable[[Sequence[str]], Weighting | None]
-SCHEMES: dict[str, Scheme] = {
-    "none": lambda names: None,
-    "fixed": lambda names: FixedWeighting(**{name: 0.5 for name in names}),
-    "saliency": lambda names: SaliencyWeighting(),
-    "teacher loss": lambda names: TeacherLossWeighting(),
-    "weight net": lambda names: WeightNet(names, num_classes=CLASSES),
-    "uncertainty": UncertaintyWeighting,
-    "dynamic": DynamicWeightAverage,
-}
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
 class Kernels(TorchDispatchMode):
@@ -99,17 +81,19 @@ BUDGETS = {
     "none": (90, 120),
     "fixed": (90, 120),
     "saliency": (135, 175),
+    "population saliency": (90, 120),
     "teacher loss": (120, 160),
     "weight net": (260, 340),
+    "plain weight net": (240, 305),
     "uncertainty": (100, 135),
     "dynamic": (110, 140),
 }
 
 
-@every_scheme
+@every_weighting
 def test_kernels_of_a_loss_of_three_views(scheme: str) -> None:
     """Where the classes are few they are the loss's price on a GPU."""
-    msd = MSDLoss(KDLoss(2.0), SCHEMES[scheme](NAMES))
+    msd = MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))
     plain, masked = BUDGETS[scheme]
     assert run(msd).count <= plain
     assert run(msd, valid=torch.ones(SAMPLES, 3, dtype=torch.bool)).count <= masked
@@ -123,16 +107,19 @@ def test_what_kd_keeps_for_the_backward_pass() -> None:
     assert saved(MSDLoss(KDLoss(2.0))) <= 3.0 + 0.01
 
 
-@every_scheme
+@every_weighting
 def test_a_weighting_keeps_nothing_of_the_size_of_the_logits(scheme: str) -> None:
     bare = saved(MSDLoss(KDLoss(2.0)))
-    net = 0.3 if scheme == "weight net" else 0  # its own layers
-    assert saved(MSDLoss(KDLoss(2.0), SCHEMES[scheme](NAMES))) <= bare + 0.01 + net
+    net = 0.3 if scheme.endswith("weight net") else 0  # its own layers
+    assert saved(MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))) <= bare + 0.01 + net
 
 
-@every_scheme
+@every_weighting
 def test_no_temporary_holds_more_than_one_view(scheme: str) -> None:
-    assert run(MSDLoss(KDLoss(2.0), SCHEMES[scheme](NAMES))).largest <= SAMPLES * CLASSES
+    assert (
+        run(MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))).largest
+        <= SAMPLES * CLASSES
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in LOSSES if case.name != "rkd"], ids=str)
@@ -154,13 +141,13 @@ class Graphs:
         return graph.forward
 
 
-@every_scheme
+@every_weighting
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_epochs_and_last_batches_are_not_compiled_anew(scheme: str, masked: bool) -> None:
     """One graph, and one more, for any size, once the first smaller batch comes."""
     torch.compiler.reset()
     graphs = Graphs()
-    msd = MSDLoss(KDLoss(2.0), SCHEMES[scheme](NAMES))
+    msd = MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))
     compiled = torch.compile(msd, fullgraph=True, backend=graphs)
     for _ in range(3):
         for samples in (8, 8, 5):

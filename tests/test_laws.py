@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import laws
 import pytest
 import torch
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 from laws import LOSSES, LossCase
 from strategies import DTYPES, FINITE, HALF, INF, Pair, generators, logit_pairs, masks
 from torch import Tensor
+
+import msdlosses
+from msdlosses import DistillationLoss
 
 FULL = (torch.float64, torch.float32)
 DOUBLE = (torch.float64,)
@@ -32,6 +37,17 @@ def masked_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, and which of their rows are valid."""
     student, teacher = draw(full_pairs)
     return student, teacher, draw(masks(student.shape[:-1]))
+
+
+def test_every_public_loss_is_here() -> None:
+    tried = {kind.__name__ for case in LOSSES for kind in type(case.make()).__mro__}
+    public = {name: getattr(msdlosses, name) for name in msdlosses.__all__}
+    losses = {name for name, kind in public.items() if is_loss(kind)}
+    assert losses <= tried
+
+
+def is_loss(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, DistillationLoss)
 
 
 @claiming("divergence")

@@ -6,54 +6,31 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given
 from laws import LOSSES, LossCase
+from schemes import CLASSES, Names, every_weighting, make_weighting
 from strategies import ViewBatch, make_views, view_batches
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from msdlosses import (
     DistillationLoss,
-    DynamicWeightAverage,
     FixedWeighting,
     KDLoss,
     MSDLoss,
     MSDParts,
     MultiLabelKDLoss,
     SaliencyWeighting,
-    TeacherLossWeighting,
-    UncertaintyWeighting,
     Weighting,
     WeightNet,
 )
 from msdlosses.functional import kl_divergence, multilabel_kl_divergence
 
 NAN = float("nan")
-CLASSES = 5
-Names = Sequence[str]
-
-
-def fitted_saliency(names: Names) -> SaliencyWeighting:
-    modalities = [name for name in names if name != "full"]
-    return SaliencyWeighting(population=True).fit(make_views(*modalities, seed=1).teacher)
-
-
-WEIGHTINGS: dict[str, Callable[[Names], Weighting | None]] = {
-    "none": lambda names: None,
-    "fixed": lambda names: FixedWeighting(**{name: 0.5 for name in names}),
-    "saliency": lambda names: SaliencyWeighting(),
-    "population saliency": fitted_saliency,
-    "teacher loss": lambda names: TeacherLossWeighting(),
-    "weight net": lambda names: WeightNet(names, num_classes=CLASSES),
-    "uncertainty": UncertaintyWeighting,
-    "dynamic": DynamicWeightAverage,
-    "plain weight net": lambda names: WeightNet(names, num_classes=CLASSES, normalize=False),
-}
-every_weighting = pytest.mark.parametrize("scheme", WEIGHTINGS)
 
 
 class Given(Weighting):
@@ -86,7 +63,7 @@ def gradients(loss: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def make_msd(scheme: str, names: Names, **options: str) -> MSDLoss:
     torch.manual_seed(3)  # the same weights for each network
-    return MSDLoss(KDLoss(2.0), WEIGHTINGS[scheme](names), **options)
+    return MSDLoss(KDLoss(2.0), make_weighting(scheme, names), **options)
 
 
 # KDLoss
@@ -346,7 +323,7 @@ def test_every_loss_goes_with_every_weighting(case: LossCase, scheme: str) -> No
     """And with one of its own for each view."""
     batch = make_views("image", "text")
     torch.manual_seed(3)
-    weighting = WEIGHTINGS[scheme](batch.names)
+    weighting = make_weighting(scheme, batch.names)
     terms = []
     for criterion in (case.make(), {view: case.make() for view in batch.names}):
         student = require_grad(batch.student)
@@ -486,7 +463,7 @@ def test_survives_copies(scheme: str) -> None:
     other = {
         "population saliency": SaliencyWeighting(population=True),
         "fixed": FixedWeighting(full=0, image=0, text=0),
-    }.get(scheme, WEIGHTINGS[scheme](batch.names))
+    }.get(scheme, make_weighting(scheme, batch.names))
     loaded = MSDLoss(KDLoss(2.0), other)
     nn.ModuleDict({"msd": loaded}).load_state_dict(torch.load(file, weights_only=True))
     expected = msd(batch.student, batch.teacher, batch.target)

@@ -657,18 +657,6 @@ def test_keep_spares_positions(keep: Any, kept: list[list[int]]) -> None:
     assert "special" not in given_to_model
 
 
-@pytest.mark.parametrize(
-    "masker",
-    [Fill(x=0.0, keep=1), LearnedFill(x=0.0, keep=1), Shuffle("x", keep=1)],
-    ids=["Fill", "LearnedFill", "Shuffle"],
-)
-def test_keep_spares_whole_vectors_in_every_masker(masker: nn.Module) -> None:
-    entry = torch.rand(3, 4, 2) + 1.0
-    masked = masker({"x": entry})["x"]
-    assert torch.equal(masked[:, 1], entry[:, 1])
-    assert not torch.isclose(masked[:, [0, 2, 3]], entry[:, [0, 2, 3]]).any()
-
-
 def test_mean_fill_takes_the_mean_over_all_samples() -> None:
     data = torch.rand(7, 3, dtype=torch.float64).float() + 100.0
     parts = [{"x": part, "id": "a"} for part in data.split([4, 0, 2, 1])]

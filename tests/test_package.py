@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import os
@@ -11,12 +12,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 import msdlosses
-from msdlosses import functional, meta, plot
+from msdlosses import DistillationLoss, Weighting, functional, meta, plot
+from msdlosses.masking._maskers import EntryMasker
 
 PACKAGE = Path(msdlosses.__file__).parent
 
@@ -70,14 +74,17 @@ FUNCTIONS = [
     "sp_loss",
 ]
 
-# Of `msdlosses.meta`, beside what the package exports of it.
-META = ["WeightStatistics", "meta_gradient"]
-
-# Of `msdlosses.plot`, which is imported on demand.
-PICTURES = ["plot_saliency", "plot_view_densities", "plot_weights"]
+# Public in a module of the package alone; `plot` is imported on demand.
+ELSEWHERE = {
+    "meta": ["WeightStatistics", "meta_gradient"],
+    "plot": ["plot_saliency", "plot_view_densities", "plot_weights"],
+}
 
 # What a user is handed, or writes all of: nothing that could raise.
 HANDED = {"Weighting", "MSDParts", "MetaStep", "WeightStatistics"}
+
+# What the package has members of, all of them public.
+FAMILIES = (DistillationLoss, Weighting, EntryMasker)
 
 # A module imports from those of earlier lines alone.
 ORDER = [
@@ -115,14 +122,41 @@ WITHIN = {
 def test_the_public_names_are_these() -> None:
     assert msdlosses.__all__ == PUBLIC
     assert functional.__all__ == FUNCTIONS
-    assert [name for name in meta.__all__ if name not in PUBLIC] == META
-    assert plot.__all__ == PICTURES
+    assert plot.__all__ == ELSEWHERE["plot"]
 
 
 def test_every_public_name_is_there() -> None:
     names = {name for name in vars(msdlosses) if not name.startswith("_")}
     modules = {path.stem for path in PACKAGE.iterdir()}
     assert names - modules == set(PUBLIC) - modules
+
+
+@pytest.mark.parametrize("name", sorted(WITHIN.keys() - {"functional"}))
+def test_the_public_names_of_a_module_are_those_of_the_package(name: str) -> None:
+    module = importlib.import_module(f"msdlosses.{name}")
+    elsewhere = ELSEWHERE.get(name, [])
+    assert module.__all__ == sorted(module.__all__)
+    assert set(module.__all__) - set(PUBLIC) == set(elsewhere)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_every_member_of_a_family_is_public(family: type) -> None:
+    """But for what its members have in common, and what a test writes."""
+    members = {member for member in descendants(family) if not inspect.isabstract(member)}
+    own = {m.__name__ for m in members if m.__module__.startswith("msdlosses.")}
+    assert not own - set(PUBLIC), "export it, and add it to `PUBLIC`"
+
+
+def descendants(family: type) -> set[type]:
+    return {family}.union(*(descendants(child) for child in family.__subclasses__()))
+
+
+def test_the_version_is_one() -> None:
+    root = Path(__file__).parents[1]
+    version = metadata.version("msdlosses")
+    assert f'\nversion = "{version}"\n' in (root / "pyproject.toml").read_text()
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - " in (root / "CHANGELOG.md").read_text()
 
 
 # --- docstrings
@@ -150,7 +184,7 @@ def test_every_public_name_has_a_docstring(name: str, value: object) -> None:
     assert text.splitlines()[0].endswith((".", ":"))
 
 
-NAMES = [*(name for name in PUBLIC if name != "functional"), *FUNCTIONS, *META, *PICTURES]
+NAMES = [name for name in chain(PUBLIC, FUNCTIONS, *ELSEWHERE.values()) if name != "functional"]
 
 
 @pytest.mark.parametrize("part", ["Shape", "Example", "Source"])
@@ -234,6 +268,8 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_nothing_imports_the_package_itself() -> None:
     for path in module_files():
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert "msdlosses" not in {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module == "msdlosses":
                 assert {alias.name for alias in node.names} <= {"functional"}
 

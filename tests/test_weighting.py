@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from schemes import CLASSES, SCHEMES, claiming, dynamic, every_scheme
 from scipy.special import log_softmax, rel_entr, softmax
 from strategies import DTYPES, KINDS, ViewBatch, generators, make_views, shapes, view_batches
 from torch import Tensor, distributed, nn
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torchjd.scalarization import DWA, UW
 
+import msdlosses
 from msdlosses import (
     DynamicWeightAverage,
     FixedWeighting,
@@ -34,37 +37,7 @@ from msdlosses import (
 )
 from msdlosses.functional import kl_divergence, multilabel_kl_divergence
 
-CLASSES = 5
 NAMES = ("full", "image", "text")
-Names = Sequence[str]
-
-
-def population(names: Names) -> SaliencyWeighting:
-    modalities = [name for name in names if name != "full"]
-    return SaliencyWeighting(population=True).fit(make_views(*modalities, seed=1).teacher)
-
-
-def dynamic(names: Names) -> DynamicWeightAverage:
-    """With two epochs behind it, in which the views have done differently."""
-    weighting = DynamicWeightAverage(names)
-    for epoch in range(2):
-        weighting(torch.rand(4, len(names)) + epoch, {}, names=names)
-        weighting.step()
-    return weighting
-
-
-SCHEMES: dict[str, Callable[[Names], Weighting]] = {
-    "fixed": lambda names: FixedWeighting(**{name: k / 4 for k, name in enumerate(sorted(names))}),
-    "saliency": lambda names: SaliencyWeighting(alpha=0.5),
-    "population saliency": population,
-    "teacher loss": lambda names: TeacherLossWeighting(alpha=2.0),
-    "uncertainty": UncertaintyWeighting,
-    "dynamic": lambda names: dynamic(sorted(names)),
-    "weight net": lambda names: WeightNet(names, num_classes=CLASSES, normalize=False),
-}
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
-BOUNDED = [scheme for scheme in SCHEMES if scheme != "dynamic"]
-EXACT = [scheme for scheme in SCHEMES if scheme != "weight net"]
 
 
 def terms_of(batch: ViewBatch) -> Tensor:
@@ -92,10 +65,16 @@ def scipy_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 # Laws of every scheme
 
 
-@pytest.mark.parametrize("scheme", BOUNDED)
+def test_every_public_weighting_is_here() -> None:
+    public = {getattr(msdlosses, name) for name in msdlosses.__all__}
+    weightings = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, Weighting)}
+    assert weightings - {Weighting} <= {type(s.make(NAMES, CLASSES)) for s in SCHEMES.values()}
+
+
+@pytest.mark.parametrize("scheme", claiming("bounded"))
 @given(batch=view_batches(classes=CLASSES))
 def test_weights_fit_the_terms_and_lie_between_0_and_1(scheme: str, batch: ViewBatch) -> None:
-    weighting = SCHEMES[scheme](batch.names)
+    weighting = SCHEMES[scheme].make(batch.names, CLASSES)
     terms = terms_of(batch)
     weights = weighting(terms, batch.teacher, batch.target, names=batch.names, valid=batch.valid)
     assert weights.shape in (terms.shape, terms.shape[1:])
@@ -108,7 +87,7 @@ def test_weights_carry_a_gradient_only_where_they_are_learned(scheme: str) -> No
     batch = make_views("image", "text")
     terms = terms_of(batch).requires_grad_()
     teacher = {view: logits.requires_grad_() for view, logits in batch.teacher.items()}
-    weighting = SCHEMES[scheme](batch.names)
+    weighting = SCHEMES[scheme].make(batch.names, CLASSES)
     weights = weighting(terms, teacher, batch.target, names=batch.names)
     learned = list(weighting.parameters())
     assert weights.requires_grad == bool(learned)
@@ -129,12 +108,12 @@ def test_a_divergence_or_task_loss_with_parameters_gives_detached_weights() -> N
         assert not weigh(weighting, batch).requires_grad
 
 
-@pytest.mark.parametrize("scheme", EXACT)
+@pytest.mark.parametrize("scheme", claiming("symmetric"))
 @given(batch=view_batches(classes=CLASSES), order=st.permutations(range(4)))
 def test_the_order_of_the_views_does_not_matter(
     scheme: str, batch: ViewBatch, order: list[int]
 ) -> None:
-    weighting = SCHEMES[scheme](batch.names)
+    weighting = SCHEMES[scheme].make(batch.names, CLASSES)
     order = [k for k in order if k < len(batch.names)]
     names = [batch.names[k] for k in order]
     turned = ViewBatch(
@@ -146,10 +125,10 @@ def test_the_order_of_the_views_does_not_matter(
     assert_close(weigh(weighting, turned), weigh(weighting, batch)[:, order], equal_nan=True)
 
 
-@every_scheme
+@pytest.mark.parametrize("scheme", claiming("independent"))
 @given(batch=view_batches(classes=CLASSES, min_batch=2))
 def test_a_samples_weights_do_not_depend_on_the_others(scheme: str, batch: ViewBatch) -> None:
-    weighting = SCHEMES[scheme](batch.names)
+    weighting = SCHEMES[scheme].make(batch.names, CLASSES)
     alone = ViewBatch(
         {view: logits[:1] for view, logits in batch.student.items()},
         {view: logits[:1] for view, logits in batch.teacher.items()},
@@ -178,7 +157,7 @@ def any_views(draw: st.DrawFn, kinds: Sequence[str] = tuple(KINDS)) -> ViewBatch
 @given(batch=any_views(), masked=st.booleans())
 def test_weights_are_finite_for_any_teacher(scheme: str, batch: ViewBatch, masked: bool) -> None:
     """One-hot, at +-6e4 in half precision, without some classes; and terms that are infinite."""
-    weighting = SCHEMES[scheme](NAMES)
+    weighting = SCHEMES[scheme].make(NAMES, CLASSES)
     terms = torch.rand(len(batch.target), 3)
     terms[0, 0] = float("inf")
     valid = batch.valid if masked else None
@@ -196,7 +175,7 @@ def test_weights_are_finite_for_any_teacher(scheme: str, batch: ViewBatch, maske
 def test_weights_see_neither_the_order_nor_a_shift_of_the_classes(
     scheme: str, batch: ViewBatch, rng: torch.Generator
 ) -> None:
-    weighting = SCHEMES[scheme](NAMES)
+    weighting = SCHEMES[scheme].make(NAMES, CLASSES)
     terms, order = torch.rand(len(batch.target), 3), torch.randperm(CLASSES, generator=rng)
     teacher = {view: x.double() for view, x in batch.teacher.items()}
     moved = {view: x[..., order] + 3 for view, x in teacher.items()}
@@ -210,7 +189,7 @@ def test_weights_see_neither_the_order_nor_a_shift_of_the_classes(
 def test_the_order_of_the_samples_does_not_matter(
     scheme: str, batch: ViewBatch, rng: torch.Generator
 ) -> None:
-    weighting = SCHEMES[scheme](batch.names)
+    weighting = SCHEMES[scheme].make(batch.names, CLASSES)
     order = torch.randperm(len(batch.target), generator=rng)
     turned = ViewBatch(
         {view: x[order] for view, x in batch.student.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -180,6 +181,9 @@ class DistillationLoss(nn.Module, ABC):
         if self.reduction == "sum":
             return rows.sum()
         return rows.sum() / _count(rows, valid)
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         ignored = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,9 @@ class MSDLoss(nn.Module):
                 gives it, or (N, L, K) for positions of sequences.
         """
         return self.parts(student, teacher, target, valid=valid).loss
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def _check(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], valid: Tensor | None

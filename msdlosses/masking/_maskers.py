@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class EntryMasker(nn.Module, ABC):
         for name, entry in self.targets(batch):
             masked = replace(masked, name, self._mask(batch, name, entry))
         return masked
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def targets(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """The tensors that this masker names: entries, or all that a nested entry holds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,9 @@ class ModalityViews(nn.Module):
         check_callable("model", model)
         size, _ = self.size(batch)
         return self._run(model, size, lambda view: self._input(batch, view), self.shared)
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def late_fusion(
         self, towers: Callable[..., Any], head: Callable[..., Any], batch: Batch
@@ -336,6 +339,9 @@ class ModalityDropout(nn.Module):
         for modality, absent in zip(self.views.modalities, dropped, strict=True):
             batch = where(absent, _take_away(self.views, modality, batch), batch)
         return batch
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def _draw(self, size: int, device: torch.device) -> Tensor:
         count = len(self.views.modalities)

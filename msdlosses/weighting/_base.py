@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,9 @@ class Weighting(nn.Module, ABC):
             ``terms``: (N, K), ``valid``: (N, K) or (N, ..., K). Returns (N, K), or (K,) for all
             samples alike.
         """
+
+    if TYPE_CHECKING:  # torch's own says that a call returns Any
+        __call__ = forward
 
     def penalty(self) -> Tensor | float:
         """What the scheme adds to the loss, such as the price of a learned uncertainty."""
