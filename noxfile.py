@@ -21,7 +21,7 @@ def tests(session: nox.Session, torch: str) -> None:
     os.environ.pop("PIP_CONSTRAINT", None)  # it would hold torch at one version
     session.install(torch)
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session
