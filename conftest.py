@@ -8,10 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
 from torch import Tensor, nn
 
 import msdlosses
@@ -87,4 +89,20 @@ pages = Sybil(
     setup=page,
     teardown=clean,
 )
-pytest_collect_file = (docstrings + pages).pytest()
+clients = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["docs/clients/*.md"],
+    setup=page,
+    excludes=["docs/clients/distributed.md"],  # scripts, which tests run in several processes
+    teardown=clean,
+)
+pytest_collect_file = SybilCollection([docstrings, pages, clients]).pytest()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs other packages runs where it is asked for, and their warnings are theirs."""
+    for item in items:
+        if item.path.parent.name in ("clients", "integration"):
+            item.add_marker("clients")
+            item.add_marker(pytest.mark.filterwarnings("ignore", "error:::msdlosses"))
