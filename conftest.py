@@ -15,6 +15,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import msdlosses
 
@@ -55,7 +56,7 @@ def page(namespace: dict[str, Any]) -> None:
     namespace.update(torch=torch, nn=nn, PAD=PAD, C=C, teacher=TwoTowers(), student=student)
     namespace.update(
         optimizer=torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
-        loader=[_batch() for _ in range(2)],
+        loader=DataLoader([_batch() for _ in range(2)], batch_size=None),
         indexed_loader=[_batch(index=torch.arange(i * N, i * N + N)) for i in range(2)],
         samples=[_sample(i) for i in range(N)],
         held_out_batches=cycle([_batch()]),
