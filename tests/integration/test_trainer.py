@@ -12,7 +12,7 @@ from launch import launch
 from recipes import run
 from torch import Tensor, distributed, nn
 
-from msdlosses import Fill, ModalityViews
+from msdlosses import Fill, KDLoss, LearnedFill, ModalityViews, MSDLoss, UncertaintyWeighting
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -92,6 +92,26 @@ def test_the_step_is_that_of_the_loss(tmp_path: Path) -> None:
     for one, p in zip(found, student.parameters(), strict=True):
         assert p.grad is not None
         torch.testing.assert_close(one, p - LR * p.grad)
+
+
+def test_one_module_of_all_that_learns_is_a_model(tmp_path: Path) -> None:
+    views = ModalityViews(image=LearnedFill(pixels=(4,)), text=Fill(tokens=0))
+    msd = MSDLoss(KDLoss(2.0), UncertaintyWeighting(views.names))
+    module = run("distributed", "One module")["Distillation"](Student(), views, msd)
+    teacher = Student()
+
+    class Distiller(transformers.Trainer):  # type: ignore[misc,name-defined]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return model(teacher, inputs, inputs.pop("labels"))  # type: ignore[no-any-return]
+
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
+        remove_unused_columns=False, save_strategy="no", learning_rate=0.1,
+    )  # fmt: skip
+    Distiller(module, args, train_dataset=samples(4)).train()
+    assert len(before) == 5
+    assert all(not torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
 def test_evaluation_gives_the_loss_and_the_whole_inputs_logits(tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_a_student_learns_of_its_teacher(family: str) -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
+def test_towers_of_clip_that_run_once_give_the_same_logits() -> None:
+    found = run("transformers", "VisualBERT", "CLIP with a head", ("CLIP with a head", 1))
+    student = found["student"].eval()
+    runs = [0, 0]
+    for i, tower in enumerate((student.body.text_model, student.body.vision_model)):
+        tower.register_forward_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    views, batch = found["late_views"], found["batch"]
+    once = views.late_fusion(found["towers"], found["head"], batch)
+    assert runs == [1, 1]
+    torch.testing.assert_close(once, views(student, batch))
+
+
 # --- where a head reads
 
 
