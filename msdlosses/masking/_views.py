@@ -365,9 +365,10 @@ def _check_wrapped(views: ModalityViews, model: object) -> None:
     model = getattr(model, "_orig_mod", model)  # of one that was compiled
     if not (isinstance(model, DistributedDataParallel) and torch.is_grad_enabled()):
         return
-    held = {id(parameter) for parameter in model.parameters()}
-    for name, parameter in views.named_parameters():
-        if parameter.requires_grad and id(parameter) not in held:
+    learned = {name: p for name, p in views.named_parameters() if p.requires_grad}
+    held = {id(p) for p in model.parameters()} if learned else ()
+    for name, parameter in learned.items():
+        if id(parameter) not in held:
             raise ValueError(
                 "Expected what the views learn to be in the module that DistributedDataParallel "
                 f"wraps, or it drifts apart, got `{name}` outside: wrap one module of both."
