@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from msdlosses import Fill, KDLoss, ModalityViews, MSDLoss
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.clients
 
 PAD, CLS, SEP = 0, 1, 2
 FAMILIES = {
@@ -152,7 +151,7 @@ def test_an_empty_question_is_read_as_the_model_reads_one() -> None:
     torch.testing.assert_close(views(recipe["student"], shorter)["image"], expected)
 
 
-def test_the_head_for_reasoning_is_spared_nothing_by_a_closed_mask() -> None:
+def test_the_head_for_reasoning_takes_a_closed_mask() -> None:
     recipe = visual_bert(2)
     views, model, batch = (recipe[name] for name in ("reasoning_views", "reasoner", "batch"))
     image = views(model.eval(), batch)["image"]
