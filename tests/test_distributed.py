@@ -77,9 +77,9 @@ def train(rank: int | None, scheme: str) -> dict[str, Tensor]:
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    # Of no size, so that it stays: two processes that end at once may both remove the file.
+    store = distributed.FileStore(f"{folder}/store")
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     torch.save({scheme: train(rank, scheme) for scheme in SCHEMES}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

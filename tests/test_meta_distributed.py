@@ -72,9 +72,9 @@ def train(rank: int | None, case: dict[str, Any]) -> dict[str, Tensor]:
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    # Of no size, so that it stays: two processes that end at once may both remove the file.
+    store = distributed.FileStore(f"{folder}/store")
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = {name: train(rank, case) for name, case in CASES.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
