@@ -9,11 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import msdlosses
 
@@ -56,7 +59,7 @@ def page(namespace: dict[str, Any]) -> None:
     namespace.update(torch=torch, nn=nn, PAD=PAD, C=C, teacher=TwoTowers(), student=student)
     namespace.update(
         optimizer=torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
-        loader=[_batch() for _ in range(2)],
+        loader=DataLoader([_batch() for _ in range(2)], batch_size=None),
         indexed_loader=[_batch(index=torch.arange(i * N, i * N + N)) for i in range(2)],
         samples=[_sample(i) for i in range(N)],
         held_out_batches=cycle([_batch()]),
@@ -90,4 +93,20 @@ pages = Sybil(
     setup=page,
     teardown=clean,
 )
-pytest_collect_file = (docstrings + pages).pytest()
+clients = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["docs/clients/*.md"],
+    setup=page,
+    excludes=["docs/clients/distributed.md"],  # scripts, which tests run in several processes
+    teardown=clean,
+)
+pytest_collect_file = SybilCollection([docstrings, pages, clients]).pytest()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs other packages runs where it is asked for, and their warnings are theirs."""
+    for item in items:
+        if item.path.parent.name in ("clients", "integration"):
+            item.add_marker("clients")
+            item.add_marker(pytest.mark.filterwarnings("ignore", "error:::msdlosses"))

@@ -13,7 +13,8 @@ from msdlosses import functional, meta, plot
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-TEXTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", *PAGES]
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"|\{image\} (\S+)")
 
 
@@ -23,7 +24,7 @@ def targets(page: Path) -> list[str]:
     return [target for target in found if target and not re.match(r"https?:|#", target)]
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     for target in targets(page):
         assert (page.parent / target.split("#")[0]).exists(), target

@@ -461,6 +461,11 @@ ERRORS: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "`hidden` of at least 1, got 0.",
     ),
+    "weight net: a mean over processes of nothing": (
+        lambda: WeightNet(NAMES, num_classes=5, normalize=False, synchronize=True),
+        ValueError,
+        "Expected `normalize` with `synchronize`, got `synchronize` alone.",
+    ),
     "weight net: other views": (
         weigh(WeightNet(("full", "text", "image"), num_classes=5)),
         ValueError,

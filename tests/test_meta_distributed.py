@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from lookahead import LR, Free, Student, Task, mlp
+from groups import leave
+from lookahead import CLASSES, LR, VIEWS, Free, Student, Task, mlp
 from torch import Tensor, distributed, nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
+
+from msdlosses import Fill, LearnedFill, ModalityViews, WeightNet
 
 STEPS = 3
 CASES: dict[str, dict[str, Any]] = {
@@ -27,6 +30,9 @@ CASES: dict[str, dict[str, Any]] = {
     "every second": {"every": 2},
     "compiled": {"compile": True},
     "unused": {"spare": True},
+    "weight net": {"weighting": "net"},
+    "weight net, forward": {"weighting": "net", "engine": "forward"},
+    "learned fill": {"fill": True},
 }
 
 
@@ -34,15 +40,19 @@ def train(rank: int | None, case: dict[str, Any]) -> dict[str, Tensor]:
     """Some steps on the rows of one process, or on all of them; the parameters at the end."""
     options = dict(case)
     torch.manual_seed(0)
-    student, task = Student(mlp()), Task(Free(3))
+    net = WeightNet(VIEWS, num_classes=CLASSES, hidden=4, synchronize=True)
+    student, task = Student(mlp()), Task(net if options.pop("weighting", "") else Free(3))
     if options.pop("spare", False):
         student.spare = nn.Linear(1, 1)
     kind = options.pop("optimizer", SGD)
     steps = {"lr": LR / 5, **({"eps": options.pop("eps")} if "eps" in options else {})}
-    optimizer = kind(student.parameters(), **steps)
+    if options.pop("fill", False):
+        task.views = ModalityViews(image=LearnedFill(pixels=0.5), text=Fill(tokens=0.0))
+    optimizer = kind([*student.parameters(), *task.views.parameters()], **steps)
     if rank is not None:
-        with torch.no_grad():
-            task.weighting.weights.add_(rank)  # the learner gives all those of the first
+        with torch.no_grad():  # the learner gives all those of the first
+            for parameter in (*task.views.parameters(), *task.weighting.parameters()):
+                parameter.add_(rank)
     model: nn.Module = student if rank is None else DistributedDataParallel(student)
     if options.pop("compile", False) and rank is not None:
         model = torch.compile(model, backend="eager")
@@ -56,19 +66,19 @@ def train(rank: int | None, case: dict[str, Any]) -> dict[str, Tensor]:
 
     for _ in range(STEPS):
         learner.step(lambda model: task.part(model, rows), outer)
-    return copy.deepcopy({**student.state_dict(), **task.weighting.state_dict()})
+    modules = (student, task.views, task.weighting)
+    return copy.deepcopy({k: v for module in modules for k, v in module.state_dict().items()})
 
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
+    # Of no size, so that it stays: two processes that end at once may both remove the file.
+    store = distributed.FileStore(f"{folder}/store")
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = {name: train(rank, case) for name, case in CASES.items()}
     torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
-    os._exit(0)  # a wrapped model keeps Gloo's threads, which now and then abort a Python that ends
+    leave()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +129,7 @@ assert all(torch.equal(a, b) for a, b in zip(*everyone))
 with open(f"{sys.argv[1]}/{rank}", "w") as file:
     file.write("equal")
 torch.distributed.destroy_process_group()
-os._exit(0)  # as in `worker`
+os._exit(0)  # as `leave` does
 """
 
 

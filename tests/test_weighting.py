@@ -504,7 +504,8 @@ def test_dynamic_weights_go_on_from_a_checkpoint_within_an_epoch() -> None:
 
 
 def _epochs(rank: int, world: int, folder: str) -> None:
-    store = distributed.FileStore(f"{folder}/store", world)
+    # Of no size, so that it stays: two processes that end at once may both remove the file.
+    store = distributed.FileStore(f"{folder}/store")
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     terms = torch.load(f"{folder}/terms")
     weighting = DynamicWeightAverage(NAMES)

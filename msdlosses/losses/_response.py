@@ -63,7 +63,8 @@ class TemperedLoss(DistillationLoss):
         self.fixed_temperature: Temperature
         if learn:
             value = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
-            self.log_temperature = nn.Parameter(value.log())
+            # Of one axis at least: `fully_shard` takes no scalars.
+            self.log_temperature = nn.Parameter(value.log().reshape(value.shape or 1))
         elif isinstance(temperature, Tensor):
             self.register_buffer("fixed_temperature", temperature)
         else:
@@ -72,7 +73,9 @@ class TemperedLoss(DistillationLoss):
     @property
     def temperature(self) -> Temperature:
         """tau: a number, or a tensor; one that is learned carries its graph. It can be set."""
-        return self.log_temperature.exp() if self.learn_temperature else self.fixed_temperature
+        if not self.learn_temperature:
+            return self.fixed_temperature
+        return self.log_temperature.exp().squeeze()
 
     @temperature.setter
     def temperature(self, temperature: Temperature) -> None:

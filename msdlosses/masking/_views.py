@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from msdlosses._checks import check_callable, check_mask, check_number, describe, listing
 from msdlosses.functional import FULL
@@ -65,7 +66,8 @@ class ModalityViews(nn.Module):
         TypeError: a masker, option, model, batch or output of the wrong kind.
         ValueError: fewer than two modalities, a name that clashes with an option or with an
             attribute of a torch module, an unknown or repeated view, entries of different length,
-            views that can't be stacked, logits that are not one per sample.
+            views that can't be stacked, logits that are not one per sample; a model in
+            `DistributedDataParallel` where a `LearnedFill` is outside of it.
         KeyError: a masker names an entry that the batch lacks.
 
     Example:
@@ -132,6 +134,7 @@ class ModalityViews(nn.Module):
     def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """The model's logits for each view: view -> (N, ...)."""
         check_callable("model", model)
+        _check_wrapped(self, model)
         size, _ = self.size(batch)
         return self._run(model, size, lambda view: self._input(batch, view), self.shared)
 
@@ -363,6 +366,21 @@ def _take_away(views: ModalityViews, modality: str, batch: Batch) -> Batch:
             f"Expected the masker of `{modality}` to return a mapping, got {describe(masked)}."
         )
     return masked
+
+
+def _check_wrapped(views: ModalityViews, model: object) -> None:
+    """Whether what the maskers learn is averaged over the processes, as the model is."""
+    model = getattr(model, "_orig_mod", model)  # of one that was compiled
+    if not (isinstance(model, DistributedDataParallel) and torch.is_grad_enabled()):
+        return
+    learned = {name: p for name, p in views.named_parameters() if p.requires_grad}
+    held = {id(p) for p in model.parameters()} if learned else ()
+    for name, parameter in learned.items():
+        if id(parameter) not in held:
+            raise ValueError(
+                "Expected what the views learn to be in the module that DistributedDataParallel "
+                f"wraps, or it drifts apart, got `{name}` outside: wrap one module of both."
+            )
 
 
 def _check_blanks(maskers: nn.ModuleDict) -> None:

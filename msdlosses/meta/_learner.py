@@ -59,7 +59,8 @@ class MetaLearner:
     `meta_gradient` for the students, optimisers and engines.
 
     With a student in `DistributedDataParallel` the learner averages all gradients itself, over
-    the same processes, and gives them the weighting of the first; the weighting is not wrapped.
+    the same processes, and gives them the weighting of the first, and all that the optimiser
+    holds; the weighting is not wrapped.
 
     Args:
         student: the model that is trained; it may be compiled, or wrapped as above. Steps that
@@ -144,7 +145,9 @@ class MetaLearner:
         self._taken = 0
         self._bare, self._wrapper = support.unwrap(student)
         self._group = None if self._wrapper is None else self._wrapper.process_group
-        broadcast((*weighting.parameters(), *weighting.buffers()), self._group)
+        # The student's are alike already; what else its optimiser holds need not be.
+        learned = (*support.parameters_of(optimizer), *weighting.parameters())
+        broadcast((*learned, *weighting.buffers()), self._group)
         self._check()
 
     def step(

@@ -47,7 +47,7 @@ def check_student(student: object) -> None:
         if type(parameter.data) is not Tensor:
             raise TypeError(
                 "Expected a student whose parameters are plain tensors, not sharded, "
-                f"got {describe(parameter.data)} at `{name}`."
+                f"got {type(parameter.data).__name__} at `{name}`."
             )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from msdlosses._checks import check_callable, describe, listing
 from msdlosses.functional import FULL, cross_entropy
@@ -104,6 +104,27 @@ def whole_of(columns: Mapping[str, Tensor]) -> Tensor | None:
     if FULL in columns or not columns:
         return columns.get(FULL)
     return torch.stack(list(columns.values())).all(0)
+
+
+def over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes, where there are several. Gradients pass, and are summed too."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    if values.requires_grad:
+        return _Summed.apply(values)  # type: ignore[no-untyped-call,no-any-return]
+    summed = values.clone()
+    distributed.all_reduce(summed)
+    return summed
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return over_processes(values.detach())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return over_processes(gradient)
 
 
 def checked_task_loss(task_loss: TaskLoss | None) -> TaskLoss:

@@ -17,6 +17,7 @@ from msdlosses.weighting._base import (
     Weighting,
     checked_task_loss,
     columns_of,
+    over_processes,
     teacher_loss,
     view_of,
     whole_of,
@@ -41,6 +42,9 @@ class WeightNet(Weighting):
         hidden: width of the hidden layer.
         normalize: divide by the mean over the batch. Without it the weights drift towards 0 over
             thousands of steps, and the learning rate with them.
+        synchronize: take that mean, in training mode, over the batches of all processes and not
+            of this one alone, as `torch.nn.SyncBatchNorm` does. Each process has to call the
+            weighting as often.
         divergence: how far two predictions are apart, as in `SaliencyWeighting`.
         task_loss: unreduced, as in `TeacherLossWeighting`.
 
@@ -50,8 +54,8 @@ class WeightNet(Weighting):
     Raises:
         TypeError: names that are one string, sizes that are no integers, ``divergence`` or
             ``task_loss`` not callable.
-        ValueError: no names, sizes that are not above 0; when called, other names or another
-            number of classes.
+        ValueError: no names, sizes that are not above 0, ``synchronize`` without ``normalize``;
+            when called, other names or another number of classes.
         KeyError: when called, the teacher lacks a view, or ``full``.
 
     Example:
@@ -72,6 +76,7 @@ class WeightNet(Weighting):
         num_classes: int,
         hidden: int = 100,
         normalize: bool = True,
+        synchronize: bool = False,
         divergence: Divergence = kl_divergence,
         task_loss: TaskLoss | None = None,
     ) -> None:
@@ -80,9 +85,12 @@ class WeightNet(Weighting):
         check_size("num_classes", num_classes)
         check_size("hidden", hidden)
         check_divergence(divergence)
+        if synchronize and not normalize:
+            raise ValueError("Expected `normalize` with `synchronize`, got `synchronize` alone.")
         self.names = tuple(names)
         self.num_classes = num_classes
         self.normalize = normalize
+        self.synchronize = synchronize
         self.divergence = divergence
         self.task_loss = checked_task_loss(task_loss)
         self.network = nn.Sequential(
@@ -102,7 +110,7 @@ class WeightNet(Weighting):
             raise ValueError(f"Expected `names` to be {listing(self.names)}, got {listing(names)}.")
         cues = self.cues(terms, teacher, target, valid=valid)
         weights = torch.sigmoid(self.network(cues.flatten(1))).to(terms.dtype)
-        return weights / _mean(weights, valid) if self.normalize else weights
+        return weights / self._mean(weights, valid) if self.normalize else weights
 
     def cues(
         self,
@@ -149,15 +157,17 @@ class WeightNet(Weighting):
             [loss, known_per_sample(sure, known), known_per_sample(apart, both)], dim=-1
         )
 
+    def _mean(self, weights: Tensor, valid: Tensor | None) -> Tensor:
+        """The mean of the weights that count, never so small that dividing by it gives NaN."""
+        if valid is None:
+            total, count = weights.sum(), weights.new_full((), weights.numel())
+        else:
+            counts = any_position(valid)
+            total = weights.masked_fill(~counts, 0.0).sum()
+            count = counts.sum().to(total.dtype)
+        if self.synchronize and self.training:
+            total, count = over_processes(torch.stack([total, count])).unbind()
+        return (total / count.clamp(min=1)).clamp(min=1e-12)
+
     def extra_repr(self) -> str:
         return f"names={self.names}, num_classes={self.num_classes}, normalize={self.normalize}"
-
-
-def _mean(weights: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of the weights that count, never so small that dividing by it gives NaN."""
-    if valid is None:
-        mean = weights.sum() / max(weights.numel(), 1)
-    else:
-        counts = any_position(valid)
-        mean = weights.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
-    return mean.clamp(min=1e-12)

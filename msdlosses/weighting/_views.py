@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from msdlosses._checks import check_names, check_number, listing
 from msdlosses.functional._rows import any_position
-from msdlosses.weighting._base import Weighting
+from msdlosses.weighting._base import Weighting, over_processes
 
 
 class FixedWeighting(Weighting):
@@ -121,8 +121,8 @@ class DynamicWeightAverage(Weighting):
         r_v = L_v^{(t - 1)} / L_v^{(t - 2)}
 
     with the mean terms of the last two epochs; the weights are 1 until there are two. In training
-    mode every call adds to the means. Call `step` at the end of an epoch: it closes the epoch's
-    means, over all processes where there are several, so that these have the same weights.
+    mode every call adds to the means, those of all processes where there are several: each of
+    them makes as many calls. Call `step` at the end of an epoch: it closes the epoch's means.
 
     Args:
         names: the views of the terms, such as ``views.names``.
@@ -179,9 +179,6 @@ class DynamicWeightAverage(Weighting):
 
     def step(self) -> None:
         """Close an epoch: its means become the last ones."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.total)
-            distributed.all_reduce(self.count)
         mean = torch.where(self.count > 0, self.total / self.count.clamp(min=1), self.last)
         self.before.copy_(self.last)
         self.last.copy_(mean)
@@ -192,9 +189,12 @@ class DynamicWeightAverage(Weighting):
         counts = terms.isfinite()
         if valid is not None:
             counts = counts & any_position(valid)
-        total = terms.masked_fill(~counts, 0.0).sum(0)
-        self.total += in_order(total, names, self.names).to(self.total.dtype)
-        self.count += in_order(counts.sum(0), names, self.names)
+        total = terms.masked_fill(~counts, 0.0).sum(0).to(self.total.dtype)
+        # At each call: DistributedDataParallel overwrites buffers with the first process's.
+        sums = over_processes(torch.stack([total, counts.sum(0).to(total.dtype)], dim=-1))
+        total, count = in_order(sums, names, self.names).unbind(-1)
+        self.total += total
+        self.count += count
 
     def extra_repr(self) -> str:
         return f"names={self.names}, temperature={self.temperature}"

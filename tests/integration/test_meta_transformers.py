@@ -16,7 +16,6 @@ from msdlosses import Fill, KDLoss, ModalityViews, MSDLoss
 from msdlosses.meta import meta_gradient
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.clients
 
 N, WORDS, CLASSES = 4, 6, 3
 SMALL = {
