@@ -307,13 +307,18 @@ def test_a_temperature_of_one_value_is_a_buffer(name: str) -> None:
     assert_close(loss(student, teacher), TEMPERED[name](3.0)(student, teacher))
 
 
-def test_a_number_and_a_buffer_agree_where_logits_are_extreme() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_number_and_a_buffer_agree_where_logits_are_extreme(compiled: bool) -> None:
     """Each has a form of its own: classes missing in either or both, and underflow to 0."""
+    divergence = F.kl_divergence
+    if compiled:
+        torch.compiler.reset()
+        divergence = torch.compile(divergence, fullgraph=True, backend="aot_eager")
     extremes = torch.tensor([0.0, 1.0, -3e3, 3e4, -INF])
     student, teacher = torch.cartesian_prod(*[extremes] * 4).view(-1, 2, 2).unbind(1)
     exist = ~((student == -INF).all(1) | (teacher == -INF).all(1))
     student, teacher = student[exist].requires_grad_(), teacher[exist]
-    number = F.kl_divergence(student, teacher, temperature=2.0)
+    number = divergence(student, teacher, temperature=2.0)
     buffer = F.kl_divergence(student, teacher, temperature=torch.tensor(2.0))
     assert_close(number, buffer)
     finite = number.isfinite()

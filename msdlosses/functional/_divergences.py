@@ -376,7 +376,10 @@ def _kl_elements_of_constant(log_q: Tensor, log_p: Tensor) -> Tensor:
     minus_p, q = log_p.exp().neg_(), log_q.exp()
     products = (log_q - log_p).mul_(minus_p)
     with torch.no_grad():
-        products.nan_to_num_(0.0, torch.inf, -torch.inf)
+        if torch.compiler.is_compiling():  # Inductor looks for NaN one element at a time
+            products.masked_fill_(minus_p == 0, 0.0)
+        else:
+            products.nan_to_num_(0.0, torch.inf, -torch.inf)
     return products.add_(q.add(minus_p))
 
 
