@@ -28,15 +28,15 @@ def test_parts_have_their_shares_and_no_group_in_common(name: str) -> None:
 
 def test_seeds_split_anew_and_a_seed_splits_alike() -> None:
     one, same, other = load("hanzi", 0), load("hanzi", 0), load("hanzi", 1)
-    assert torch.equal(one.test.pixels, same.test.pixels)
-    assert not torch.equal(one.test.pixels[:100], other.test.pixels[:100])
+    assert torch.equal(one.test.inputs["pixels"], same.test.inputs["pixels"])
+    assert not torch.equal(one.test.inputs["pixels"][:100], other.test.inputs["pixels"][:100])
 
 
 def test_an_item_keeps_its_index_when_some_are_taken() -> None:
     split = load("hanzi", 0).train
     some = split.items(torch.tensor([5, 3]))
     assert some.index.tolist() == [5, 3]
-    assert torch.equal(some.tokens, split.tokens[[5, 3]])
+    assert torch.equal(some.inputs["tokens"], split.inputs["tokens"][[5, 3]])
 
 
 def test_shuffled_batches_hold_every_item_once() -> None:
