@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from benchmarks.datasets import Split, Task, load
 from benchmarks.measures import metrics
 from benchmarks.methods import ALL, NEEDS_HELD_OUT, Objective, Run, Settings, task_loss
 from benchmarks.models import STUDENT, STUDENTS, TEACHER, Towers
-from msdlosses import ModalityDropout, Shuffle, TeacherCache
+from msdlosses import Fill, ModalityDropout, Shuffle, TeacherCache
 
 BATCH = 128
 MISSING = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the modalities that a test lacks
@@ -64,6 +65,14 @@ def keep(teacher: nn.Module, task: Task, job: Mapping[str, Any]) -> None:
 def beside(job: Mapping[str, Any]) -> Path:
     """The file with what a teacher says that its cache does not hold."""
     return Path(f"{job['cache']}.pt")
+
+
+def cached(job: Mapping[str, Any]) -> bool:
+    try:
+        TeacherCache.open(job["cache"], fingerprint=job["fingerprint"])
+    except (OSError, ValueError):
+        return False
+    return beside(job).exists()
 
 
 def run_student(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +215,10 @@ def _size(job: Mapping[str, Any]) -> dict[str, int]:
 def _begin(job: Mapping[str, Any]) -> Task:
     torch.set_num_threads(1)  # the jobs run side by side
     torch.manual_seed(job["seed"])
-    return load(job["dataset"], job["seed"])
+    task = load(job["dataset"], job["seed"])
+    if "absent" not in job:
+        return task
+    return replace(task, maskers={**task.maskers, "image": Fill(pixels=job["absent"])})
 
 
 def _regularisation(settings: Settings) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.datasets import DATASETS, PARTS, load, split_groups
+from benchmarks.runs import read
 
 RESULTS = Path("benchmarks/results")
 PAGES = {"hanzi": Path("README.md"), "emoji": Path("benchmarks/README.md")}
@@ -18,7 +18,7 @@ PAGES = {"hanzi": Path("README.md"), "emoji": Path("benchmarks/README.md")}
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_parts_have_their_shares_and_no_group_in_common(name: str) -> None:
-    groups = np.array(DATASETS[name]().groups)
+    groups = np.array(_items(name).groups)
     parts = split_groups(groups, seed=3)
     members = {part: set(groups[index.numpy()]) for part, index in parts.items()}
     for part, share in PARTS.items():
@@ -63,8 +63,30 @@ def test_the_footer_names_where_msd_is_behind() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_show_the_committed_results(name: str) -> None:
     report = _report()
-    runs = json.loads((RESULTS / name / "runs.json").read_text())["runs"]
+    runs = read(RESULTS / name / "runs.jsonl")
     assert report.text(runs) in PAGES[name].read_text()
+
+
+def test_features_have_no_scale_of_their_own() -> None:
+    """A modality that is absent is filled with 0, which is the mean of the training part."""
+    _items("mfeat")
+    for entry in load("mfeat", 0).train.inputs.values():
+        assert torch.allclose(entry.mean(0), torch.zeros(()), atol=1e-4)
+        assert torch.allclose(entry.std(0), torch.ones(()), atol=1e-3)
+
+
+def test_every_item_of_the_keywords_has_one() -> None:
+    task = load("emoji-keywords", 0)
+    assert task.multilabel
+    assert task.classes == task.train.target.shape[1] == 60
+    assert all(part.target.any(1).all() for part in (task.train, task.validation, task.test))
+
+
+def _items(name: str) -> Any:
+    try:
+        return DATASETS[name]()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 def _report() -> Any:

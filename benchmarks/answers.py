@@ -1,0 +1,392 @@
+"""The tables, verdicts and pictures of the full study, from its runs.
+
+`python -m benchmarks.page` puts them into the page that shows them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import full
+from benchmarks.jobs import Result
+from benchmarks.report import COLOURS, interval, paired, spread
+from benchmarks.runs import Runs
+from benchmarks.training import MISSING
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = 10
+WIDTH = 104  # of the tables in a page
+KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
+FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of the first claim
+WEIGHTED = ("MSD population", "MSD saliency", "MSD teacher loss", "MSD learned")
+SHOWN = (KD, ROBUST, EQUAL, "MSD saliency")
+SCORE = {"emoji-keywords": "mean average precision"}
+
+Row = dict[int, Result]  # by seed
+Measure = Callable[[Result], float]
+
+
+def whole(run: Result) -> float:
+    return 100 * run["views"]["full"]["accuracy"]
+
+
+def singles(run: Result) -> float:
+    return mean_of(run, "accuracy", 100)
+
+
+def mean_of(run: Result, metric: str, times: float = 1) -> float:
+    """The mean over the modalities, each alone."""
+    return times * fmean(m[metric] for view, m in run["views"].items() if view != "full")
+
+
+class Found:
+    """The runs of one data set, by question."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        self.runs = Runs(RESULTS / dataset / "full.jsonl")
+        self.validation = _validation(dataset)
+
+    def rows(self, question: str) -> dict[tuple[Any, str], Row]:
+        """(value, method) -> its runs, as far as they were made."""
+        values, found = full.QUESTIONS[question], {}
+        jobs = full.of(question, self.dataset, SEEDS, Path())
+        names = [(value, method) for value in values.values for method in values.methods]
+        chosen = [(v, m) for v, m in names if m in self.chosen]
+        for number, job in enumerate(jobs):
+            row = found.setdefault(chosen[number % len(chosen)], {})
+            if self.runs.has(job):
+                row[job["seed"]] = self.runs.get(job)
+        return {name: row for name, row in found.items() if row}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return full.settings_of(self.dataset)
+
+    @property
+    def methods(self) -> dict[str, Row]:
+        return {method: row for (_, method), row in self.rows("methods").items()}
+
+    @property
+    def teachers(self) -> Row:
+        return {
+            run["job"]["seed"]: run
+            for run in self.runs.results.values()
+            if run["job"]["method"] == full.TEACHER
+            and run["job"]["part"] == "test"
+            and "weak" not in run["job"]
+        }
+
+    def best(self, methods: Iterable[str]) -> str:
+        """The method that did best on validation data, on the whole input."""
+        known = self.methods
+        return max((m for m in methods if m in known), key=self.validation.__getitem__)
+
+
+@cache
+def found(dataset: str) -> Found:
+    return Found(dataset)
+
+
+def _validation(dataset: str) -> dict[str, float]:
+    """What each method's chosen settings reached when they were chosen."""
+    log = json.loads((RESULTS / f"tuning-{dataset}.json").read_text())
+    best: dict[str, float] = {}
+    for trial in log:
+        score = fmean(trial["validation"])
+        best[trial["method"]] = max(score, best.get(trial["method"], 0.0))
+    return best
+
+
+def values(row: Row, measure: Measure) -> np.ndarray:
+    return np.array([measure(row[seed]) for seed in sorted(row)])
+
+
+def gain(row: Row, other: Row, measure: Measure) -> np.ndarray:
+    """What one method is ahead of another, seed by seed, on the seeds that both have."""
+    shared = sorted(row.keys() & other.keys())
+    return np.array([measure(row[s]) - measure(other[s]) for s in shared])
+
+
+def told(differences: np.ndarray) -> str:
+    return paired(differences) if len(differences) > 1 else ""
+
+
+def verdict(differences: np.ndarray) -> str:
+    low, high = interval(differences)
+    return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
+
+
+def methods(of: Found) -> Iterator[Table]:
+    """All methods: scores, how calibrated and like the teacher they are, paired differences."""
+    rows = of.methods
+    count = len(next(iter(rows.values())))
+    score = SCORE.get(of.dataset, "test accuracy")
+    first = _table(f"{of.dataset}: {score} in %, mean ± standard deviation (seeds: {count})")
+    _columns(first, "whole input", "one modality", "half missing", "NLL", "params")
+    for name, row in {"teacher": of.teachers, **rows}.items():
+        first.add_row(
+            name,
+            spread(values(row, whole)),
+            spread(values(row, singles)),
+            spread(values(row, lambda run: 100 * run["missing"]["0.5"])),
+            spread(values(row, lambda run: run["views"]["full"]["nll"]), 3),
+            f"{next(iter(row.values()))['parameters']:,}",
+        )
+    first.caption = "one modality: the mean over the modalities, each alone"
+    yield first
+    second = _table(
+        "points ahead, whole input and one modality: paired mean ± half of the 95 % interval"
+    )
+    _columns(second, "whole, to KD", "one, to KD", "whole, to KD + drop", "one, to KD + drop")
+    for name, row in rows.items():
+        cells = [
+            "" if name == base else told(gain(row, rows[base], measure))
+            for base in (KD, ROBUST)
+            for measure in (whole, singles)
+        ]
+        second.add_row(name, *cells)
+    second.caption = "KD + drop: KD + modality dropout; last: seeds won"
+    yield second
+
+
+def fidelity(of: Found) -> Iterator[Table]:
+    """How well a student's confidence is founded, and how near it is to the teacher."""
+    table = _table(f"{of.dataset}: calibration, and fidelity to the teacher")
+    _columns(table, "ECE, whole", "ECE, one", "KL, whole", "KL, one", "agree, whole", "agree, one")
+    for name, row in of.methods.items():
+        cells = []
+        for metric, times, digits in (("ece", 100, 1), ("kl", 1, 3), ("agreement", 100, 1)):
+            full_view = values(row, lambda r, m=metric, t=times: t * r["views"]["full"][m])
+            single = values(row, lambda r, m=metric, t=times: mean_of(r, m, t))
+            cells += [spread(full_view, digits), spread(single, digits)]
+        table.add_row(name, *cells)
+    table.caption = "ECE: expected calibration error, %; KL: nats; agree: % of equal decisions"
+    yield table
+
+
+def modalities(of: Found) -> Iterator[Table]:
+    """Each modality alone."""
+    table = _table(f"{of.dataset}: {SCORE.get(of.dataset, 'test accuracy')} in % on one modality")
+    rows = {"teacher": of.teachers, **of.methods}
+    views = [v for v in next(iter(of.teachers.values()))["views"] if v != "full"]
+    _columns(table, *views)
+    for name, row in rows.items():
+        cells = [values(row, lambda r, v=v: 100 * r["views"][v]["accuracy"]) for v in views]
+        table.add_row(name, *map(spread, cells))
+    yield table
+
+
+def missing(of: Found) -> Iterator[Table]:
+    """Where modalities are missing at random in the test data."""
+    table = _table(
+        f"{of.dataset}: {SCORE.get(of.dataset, 'test accuracy')} in %, modalities missing"
+    )
+    _columns(table, *(f"{100 * share:.0f} %" for share in MISSING))
+    for name, row in {"teacher": of.teachers, **of.methods}.items():
+        cells = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]) for s in MISSING]
+        table.add_row(name, *map(spread, cells))
+    yield table
+
+
+VARIED = {
+    "weak": "a teacher that can't read one modality",
+    "corrupted": "40 % of the teacher's predictions are wrong",
+    "population": "what a modality alone counts",
+    "labelled": "few labels, the teacher on all data",
+    "size": "the student's width, times the usual",
+    "epochs": "KD with as many forwards as MSD in separate ones: epochs, times the usual",
+}
+
+
+def varied(of: Found, question: str) -> Iterator[Table]:
+    """One thing varied: scores, and what a method is ahead of another under the same conditions."""
+    rows = of.rows(question)
+    base, usual = (EQUAL if question in ("population", "epochs") else KD), of.methods
+    table = _table(f"{of.dataset}: {VARIED[question]}")
+    _columns(table, "", "whole input", "one modality", f"whole, to {base}", f"one, to {base}")
+    for (value, name), row in rows.items():
+        other = usual[base] if question in ("population", "epochs") else rows[value, base]
+        same = other is row
+        table.add_row(
+            name,
+            "" if value in (None, True) else f"{value:g}",
+            spread(values(row, whole)),
+            spread(values(row, singles)),
+            *("" if same else told(gain(row, other, m)) for m in (whole, singles)),
+        )
+    yield table
+
+
+def tiny(of: Found) -> Iterator[Table]:
+    """What was tried where the student is tiny, on validation data."""
+    rows = of.rows("tiny")
+    table = _table(
+        f"{of.dataset}, a student of half the size: validation accuracy in %, whole input"
+    )
+    _columns(table, KD, "MSD", "whole, to KD", "one, to KD")
+    for value in full.TRIED:
+        pair = [rows.get((value, method)) for method in full.QUESTIONS["tiny"].methods]
+        if all(pair):
+            other, row = pair
+            cells = [spread(values(r, whole)) for r in (other, row)]
+            table.add_row(value, *cells, *(told(gain(row, other, m)) for m in (whole, singles)))
+    yield table
+
+
+def verdicts(datasets: Sequence[Found]) -> Iterator[Table]:
+    """The paper's claims, each with its interval on each data set."""
+    for title, measure in (("the whole input", whole), ("one modality alone", singles)):
+        table = _table(f"Verdicts on {title}: points ahead, half of the 95 % interval")
+        _columns(table, *(of.dataset for of in datasets))
+        for claim in _claims():
+            cells = []
+            for of in datasets:
+                pair = claim[1](of)
+                known = of.methods
+                if any(method not in known for method in pair):
+                    cells.append("")
+                    continue
+                found = gain(known[pair[0]], known[pair[1]], measure)
+                low, high = interval(found)
+                named = f"{pair[0].removeprefix('MSD ')} / {pair[1]}\n" if claim[2] else ""
+                cells.append(
+                    f"{named}{found.mean():+.2f} ± {(high - low) / 2:.2f}\n{verdict(found)}"
+                )
+            table.add_row(claim[0], *cells)
+            table.add_section()
+        yield table
+
+
+def _claims() -> list[tuple[str, Callable[[Found], tuple[str, str]], bool]]:
+    def best(of: Found) -> tuple[str, str]:
+        own = [method for method in of.methods if method.startswith("MSD")]
+        return of.best(own), of.best(FAMILY)
+
+    return [
+        ("MSD, equal weights, beats KD", lambda of: (EQUAL, KD), False),
+        ("it beats KD + modality dropout", lambda of: (EQUAL, ROBUST), False),
+        ("the best MSD beats the best baseline", best, True),
+        *(
+            (
+                f"{name.removeprefix('MSD ')} weights beat equal ones",
+                lambda of, n=name: (n, EQUAL),
+                False,
+            )
+            for name in WEIGHTED
+        ),
+        ("the best weights beat equal ones", lambda of: (of.best(WEIGHTED), EQUAL), True),
+    ]
+
+
+def text(dataset: str, question: str) -> str:
+    """The tables of a question as a page shows them."""
+    if dataset == "all":
+        tables = verdicts([found(name) for name in full.EPOCHS if _has(name)])
+    elif question in VARIED:
+        tables = varied(found(dataset), question)
+    else:
+        tables = ANSWERS[question](found(dataset))
+    page = io.StringIO()
+    console = Console(file=page, width=WIDTH, force_terminal=False)
+    for table in tables:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+
+
+ANSWERS = {
+    "methods": methods,
+    "fidelity": fidelity,
+    "modalities": modalities,
+    "missing": missing,
+    "tiny": tiny,
+}
+
+
+def draw(dataset: str, path: Path) -> None:
+    """What each method is ahead of KD; the sweep of weights; modalities missing."""
+    of = found(dataset)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
+    _draw_gains(axes[0], of)
+    _draw_sweep(axes[1], of)
+    _draw_missing(axes[2], of)
+    figure.suptitle(f"{dataset}: {SCORE.get(dataset, 'test accuracy')}")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _draw_gains(axis: Any, of: Found) -> None:
+    names = [name for name in of.methods if name != KD][::-1]
+    for measure, label, colour, shift in (
+        (whole, "whole input", COLOURS[0], 0.15),
+        (singles, "one modality", COLOURS[1], -0.15),
+    ):
+        gains = [gain(of.methods[name], of.methods[KD], measure) for name in names]
+        middle = np.array([g.mean() for g in gains])
+        halves = [(interval(g)[1] - interval(g)[0]) / 2 for g in gains]
+        rows = np.arange(len(names)) + shift
+        axis.errorbar(middle, rows, xerr=halves, fmt="o", ms=3.5, color=colour, label=label)
+    axis.axvline(0, color="black", lw=0.8, ls="--")
+    axis.set(yticks=range(len(names)), xlabel="points ahead of KD (95 % interval)")
+    axis.set_yticklabels(names, fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_sweep(axis: Any, of: Found) -> None:
+    rows = of.rows("population")
+    for measure, label, colour in (
+        (whole, "whole input", COLOURS[0]),
+        (singles, "one modality", COLOURS[1]),
+    ):
+        weights = [value for value, _ in rows]
+        middle = [values(row, measure).mean() for row in rows.values()]
+        axis.plot(weights, middle, "o-", ms=4, color=colour, label=label)
+    axis.set_xscale("symlog", linthresh=0.1)
+    axis.set(xlabel="weight of a modality alone", ylabel="%")
+    if rows:
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        axis.text(0.5, 0.5, "not yet run", ha="center", transform=axis.transAxes)
+
+
+def _draw_missing(axis: Any, of: Found) -> None:
+    styles = zip((*SHOWN, "teacher"), "os^D.", (*COLOURS, "#cc79a7", "black"), strict=True)
+    for name, mark, colour in styles:
+        row = of.teachers if name == "teacher" else of.methods[name]
+        curve = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]).mean() for s in MISSING]
+        curve = [values(row, whole).mean(), *curve]
+        shares = [0, *(100 * share for share in MISSING)]
+        axis.plot(shares, curve, marker=mark, ms=4, color=colour, label=name)
+    axis.set(xlabel="modalities missing in the test data (%)", ylabel="%")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _has(dataset: str) -> bool:
+    return (RESULTS / dataset / "full.jsonl").exists()
+
+
+def _table(title: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
+    table.add_column("")
+    return table
+
+
+def _columns(table: Table, *titles: str) -> None:
+    for title in titles:
+        table.add_column(title, justify="right")

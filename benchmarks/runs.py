@@ -1,0 +1,45 @@
+"""The results of a study, one line of JSON for each run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from benchmarks.jobs import Job, Result
+
+
+class Runs:
+    """The results so far, in a file to which every new one is added as a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[str, Result] = {}
+        if path.exists():
+            self.results = {key(run["job"]): run for run in read(path)}
+            # What was being written when a run was killed is no line.
+            path.write_text(path.read_text().rpartition("\n")[0] + "\n")
+
+    def has(self, job: Job) -> bool:
+        return key(job) in self.results
+
+    def get(self, job: Job) -> Result:
+        return self.results[key(job)]
+
+    def extend(self, results: Iterable[Result]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            self.results[key(result["job"])] = result
+            with self.path.open("a") as file:
+                file.write(json.dumps({**result, "torch": torch.__version__}) + "\n")
+
+
+def read(path: Path) -> list[Result]:
+    """All runs that were written whole."""
+    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
+
+
+def key(job: Job) -> str:
+    return json.dumps({k: v for k, v in job.items() if k != "cache"}, sort_keys=True)
