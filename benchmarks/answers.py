@@ -298,7 +298,7 @@ def _claims() -> list[tuple[str, Callable[[Found], tuple[str, str]], bool]]:
 def text(dataset: str, question: str) -> str:
     """The tables of a question as a page shows them."""
     if dataset == "all":
-        tables = verdicts([found(name) for name in full.EPOCHS if _has(name)])
+        tables = verdicts([found(name) for name in full.EPOCHS if was_run(name)])
     elif question in VARIED:
         tables = varied(found(dataset), question)
     else:
@@ -377,7 +377,8 @@ def _draw_missing(axis: Any, of: Found) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _has(dataset: str) -> bool:
+def was_run(dataset: str) -> bool:
+    """Whether there are results of a data set."""
     return (RESULTS / dataset / "full.jsonl").exists()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +67,11 @@ QUESTIONS = {
     "methods": Question(),
     "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
     "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
+    "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "epochs": Question(("KD", "KD + modality dropout"), "epochs", (3,)),
-    "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
 }
 ONLY = {"tiny": ("emoji",)}
 
@@ -82,12 +82,12 @@ def settings_of(dataset: str) -> dict[str, Any]:
     return chosen
 
 
-def run(out: Path, datasets: list[str], seeds: int) -> None:
+def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int) -> None:
     """What is missing of all runs, the most important ones first."""
     runs = {name: Runs(out / name / "full.jsonl") for name in datasets}
     ordered = [name for name in EPOCHS if name in datasets]  # those that take less come first
     with pool(cores()) as executor:
-        for question in QUESTIONS:
+        for question in questions:
             for name in (name for name in ordered if name in ONLY.get(question, ordered)):
                 jobs = list(of(question, name, seeds, out / name))
                 _teach(executor, f"{question}, {name}: teachers", runs[name], jobs)

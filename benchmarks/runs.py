@@ -19,8 +19,7 @@ class Runs:
         self.results: dict[str, Result] = {}
         if path.exists():
             self.results = {key(run["job"]): run for run in read(path)}
-            # What was being written when a run was killed is no line.
-            path.write_text(path.read_text().rpartition("\n")[0] + "\n")
+            _drop_tail(path)
 
     def has(self, job: Job) -> bool:
         return key(job) in self.results
@@ -34,6 +33,13 @@ class Runs:
             self.results[key(result["job"])] = result
             with self.path.open("a") as file:
                 file.write(json.dumps({**result, "torch": torch.__version__}) + "\n")
+
+
+def _drop_tail(path: Path) -> None:
+    """What was being written when a study was killed is no line."""
+    text = path.read_text()
+    if not text.endswith("\n"):
+        path.write_text("".join(text.splitlines(keepends=True)[:-1]))
 
 
 def read(path: Path) -> list[Result]:

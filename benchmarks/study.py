@@ -34,7 +34,8 @@ TEACHER = "teacher"
 def main() -> None:
     args = _arguments()
     if args.full:
-        full.run(args.out, [args.dataset] if args.dataset else list(DATASETS), args.seeds or 10)
+        datasets = [args.dataset] if args.dataset else list(DATASETS)
+        full.run(args.out, datasets, args.questions, args.seeds or 10)
         return
     args.dataset, args.seeds = args.dataset or "hanzi", args.seeds or 5
     folder = args.out / args.dataset
@@ -89,6 +90,14 @@ def _arguments() -> argparse.Namespace:
         default=list(METHODS),
         metavar="METHOD",
         help=f"some of: {', '.join(METHODS)} (default all; KD is what others are compared to)",
+    )
+    parser.add_argument(
+        "--questions",
+        nargs="+",
+        choices=full.QUESTIONS,
+        default=list(full.QUESTIONS),
+        metavar="QUESTION",
+        help=f"with --full, some of: {', '.join(full.QUESTIONS)} (default all)",
     )
     parser.add_argument("--seeds", type=int, help="number of splits (default 5; 10 with --full)")
     parser.add_argument("--epochs", type=int, default=16, help="passes over the data (default 16)")

@@ -198,13 +198,13 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     single = full.Question(("MSD population",), "single", (0.0, 0.5))
     asked = {**full.QUESTIONS, "tiny": tiny, "population": single}
     monkeypatch.setattr(full, "QUESTIONS", asked)
-    full.run(tmp_path, ["emoji"], seeds=1)
+    full.run(tmp_path, ["emoji"], list(asked), seeds=1)
     runs = read(tmp_path / "emoji" / "full.jsonl")
     assert len(runs) == len({json.dumps(run["job"], sort_keys=True) for run in runs}) == len(ran)
     assert {what.partition(",")[0] for what in ran} == set(full.QUESTIONS)
     assert not any("density" in view for run in runs for view in run["views"].values())
     ran.clear()
-    full.run(tmp_path, ["emoji"], seeds=1)
+    full.run(tmp_path, ["emoji"], list(asked), seeds=1)
     assert ran == []
 
 
