@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -61,13 +60,12 @@ class Found:
     def __init__(self, dataset: str) -> None:
         self.dataset = dataset
         self.runs = Runs(RESULTS / dataset / "full.jsonl")
-        self.validation = _validation(dataset)
 
     def rows(self, question: str) -> dict[tuple[Any, str], Row]:
         """(value, method) -> its runs, as far as they were made."""
-        values, found = full.QUESTIONS[question], {}
+        asked, found = full.QUESTIONS[question], {}
         jobs = full.of(question, self.dataset, SEEDS, Path())
-        names = [(value, method) for value in values.values for method in values.methods]
+        names = [(value, method) for value in asked.values for method in asked.methods]
         chosen = [(v, m) for v, m in names if m in self.chosen]
         for number, job in enumerate(jobs):
             row = found.setdefault(chosen[number % len(chosen)], {})
@@ -94,9 +92,12 @@ class Found:
         }
 
     def best(self, methods: Iterable[str]) -> str:
-        """The method that did best on validation data, on the whole input."""
+        """The method that does best on validation data, on the whole input."""
         known = self.methods
-        return max((m for m in methods if m in known), key=self.validation.__getitem__)
+        means = {
+            m: values(known[m], lambda run: run["validation"]).mean() for m in methods if m in known
+        }
+        return max(means, key=means.__getitem__)
 
 
 @cache
@@ -104,14 +105,13 @@ def found(dataset: str) -> Found:
     return Found(dataset)
 
 
-def _validation(dataset: str) -> dict[str, float]:
-    """What each method's chosen settings reached when they were chosen."""
-    log = json.loads((RESULTS / f"tuning-{dataset}.json").read_text())
-    best: dict[str, float] = {}
-    for trial in log:
-        score = fmean(trial["validation"])
-        best[trial["method"]] = max(score, best.get(trial["method"], 0.0))
-    return best
+def score(of: Found) -> str:
+    return SCORE.get(of.dataset, "test accuracy")
+
+
+def _seeds(rows: Mapping[Any, Row]) -> str:
+    counts = sorted({len(row) for row in rows.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def values(row: Row, measure: Measure) -> np.ndarray:
@@ -136,9 +136,8 @@ def verdict(differences: np.ndarray) -> str:
 def methods(of: Found) -> Iterator[Table]:
     """All methods: scores, how calibrated and like the teacher they are, paired differences."""
     rows = of.methods
-    count = len(next(iter(rows.values())))
-    score = SCORE.get(of.dataset, "test accuracy")
-    first = _table(f"{of.dataset}: {score} in %, mean ± standard deviation (seeds: {count})")
+    title = f"{of.dataset}: {score(of)} in %, mean ± standard deviation"
+    first = _table(f"{title} (seeds: {_seeds(rows)})")
     _columns(first, "whole input", "one modality", "half missing", "NLL", "params")
     for name, row in {"teacher": of.teachers, **rows}.items():
         first.add_row(
@@ -215,11 +214,14 @@ VARIED = {
 }
 
 
-def varied(of: Found, question: str) -> Iterator[Table]:
+def varied(of: Found, question: str) -> Iterator[Table | str]:
     """One thing varied: scores, and what a method is ahead of another under the same conditions."""
     rows = of.rows(question)
+    if not rows:
+        yield f"{of.dataset}, {VARIED[question]}: not yet run."
+        return
     base, usual = (EQUAL if question in ("population", "epochs") else KD), of.methods
-    table = _table(f"{of.dataset}: {VARIED[question]}")
+    table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
     _columns(table, "", "whole input", "one modality", f"whole, to {base}", f"one, to {base}")
     for (value, name), row in rows.items():
         other = usual[base] if question in ("population", "epochs") else rows[value, base]
@@ -234,9 +236,12 @@ def varied(of: Found, question: str) -> Iterator[Table]:
     yield table
 
 
-def tiny(of: Found) -> Iterator[Table]:
+def tiny(of: Found) -> Iterator[Table | str]:
     """What was tried where the student is tiny, on validation data."""
     rows = of.rows("tiny")
+    if not rows:
+        yield f"{of.dataset}, a student of half the size: not yet run."
+        return
     table = _table(
         f"{of.dataset}, a student of half the size: validation accuracy in %, whole input"
     )
@@ -322,10 +327,10 @@ ANSWERS = {
 def draw(dataset: str, path: Path) -> None:
     """What each method is ahead of KD; the sweep of weights; modalities missing."""
     of = found(dataset)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
-    _draw_gains(axes[0], of)
-    _draw_sweep(axes[1], of)
-    _draw_missing(axes[2], of)
+    drawn = [_draw_gains, *([_draw_sweep] if of.rows("population") else []), _draw_missing]
+    figure, axes = plt.subplots(1, len(drawn), figsize=(13, 5.2), layout="constrained")
+    for axis, draw_part in zip(axes, drawn, strict=True):
+        draw_part(axis, of)
     figure.suptitle(f"{dataset}: {SCORE.get(dataset, 'test accuracy')}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -359,10 +364,7 @@ def _draw_sweep(axis: Any, of: Found) -> None:
         axis.plot(weights, middle, "o-", ms=4, color=colour, label=label)
     axis.set_xscale("symlog", linthresh=0.1)
     axis.set(xlabel="weight of a modality alone", ylabel="%")
-    if rows:
-        axis.legend(frameon=False, fontsize=8)
-    else:
-        axis.text(0.5, 0.5, "not yet run", ha="center", transform=axis.transAxes)
+    axis.legend(frameon=False, fontsize=8)
 
 
 def _draw_missing(axis: Any, of: Found) -> None:

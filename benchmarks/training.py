@@ -176,6 +176,7 @@ def result(
         "job": told,
         "views": judged,
         "missing": _missing(network, task, split, job["seed"]),
+        "validation": _validation(network, task, job),
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": round(seconds, 2),
     }
@@ -197,6 +198,15 @@ def _missing(network: nn.Module, task: Task, split: Split, seed: int) -> dict[st
             found = [whole(network, drop(batch))["full"] for batch, _ in split.batches(512)]
         scores[f"{share:g}"] = metrics(torch.cat(found), split.target)["accuracy"]
     return scores
+
+
+def _validation(network: nn.Module, task: Task, job: Mapping[str, Any]) -> float:
+    """The score on the whole input of the part by which methods are chosen."""
+    split, whole = task.validation.to(job["device"]), task.views("full")
+    with torch.no_grad():
+        found = [whole(network, batch)["full"] for batch, _ in split.batches(512)]
+    score: float = metrics(torch.cat(found), split.target)["accuracy"]
+    return score
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 pytest.importorskip("rich", reason="needs the extra `study`")
 pytest.importorskip("matplotlib", reason="needs the extra `study`")
 
-from benchmarks import full, measures
+from benchmarks import answers, full, measures
 from benchmarks.datasets import DATASETS, load
 from benchmarks.methods import ALL, Fading, Run, task_loss
 from benchmarks.models import STUDENT, Towers
@@ -215,3 +215,31 @@ def test_a_method_is_asked_only_where_it_has_settings(name: str) -> None:
         for job in full.of(question, name, 2, Path()):
             assert job["method"] in chosen or question == "tiny"
             assert job["part"] == ("validation" if question == "tiny" else "test")
+
+
+def test_a_verdict_is_where_the_interval_lies() -> None:
+    assert answers.verdict(np.array([1.0, 1.2, 0.9])) == "shown"
+    assert answers.verdict(np.array([1.0, -1.2, 0.9])) == "not shown"
+    assert answers.verdict(np.array([-1.0, -1.2, -0.9])) == "opposite"
+
+
+def test_differences_are_those_of_seeds_that_both_have() -> None:
+    one = {seed: {"score": float(seed)} for seed in (0, 2, 3)}
+    other = {seed: {"score": 0.5} for seed in (0, 1, 3)}
+    found = answers.gain(one, other, lambda run: run["score"])
+    assert found.tolist() == [-0.5, 2.5]
+
+
+def test_the_best_is_chosen_by_validation_and_not_by_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"teacher": SETTINGS, "KD": SETTINGS, "FitNet": SETTINGS}
+    monkeypatch.setattr(full, "settings_of", lambda dataset: settings)
+    monkeypatch.setattr(answers, "RESULTS", tmp_path)
+    runs = Runs(tmp_path / "emoji" / "full.jsonl")
+    for job in full.of("methods", "emoji", 2, Path()):
+        told = {key: value for key, value in job.items() if key != "cache"}
+        first = job["method"] == "KD"
+        views = {"full": {"accuracy": 0.1 if first else 0.9}}
+        runs.extend([{"job": told, "views": views, "validation": 0.8 if first else 0.7}])
+    assert answers.Found("emoji").best(("KD", "FitNet")) == "KD"
