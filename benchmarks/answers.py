@@ -1,4 +1,4 @@
-"""The tables, verdicts and pictures of the full study, from its runs.
+"""The tables and verdicts of the full study, from its runs.
 
 `python -m benchmarks.page` puts them into the page that shows them.
 """
@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-
 import numpy as np
-from matplotlib import pyplot as plt
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import full
 from benchmarks.jobs import Result
-from benchmarks.report import COLOURS, interval, paired, spread
+from benchmarks.methods import ALL
+from benchmarks.report import interval, paired, spread
 from benchmarks.runs import Runs
 from benchmarks.training import MISSING
 
@@ -33,8 +30,8 @@ SEEDS = 10
 WIDTH = 104  # of the tables in a page
 KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
 FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of the first claim
+MSD = tuple(name for name in ALL if name.startswith("MSD"))
 WEIGHTED = ("MSD population", "MSD saliency", "MSD teacher loss", "MSD learned")
-SHOWN = (KD, ROBUST, EQUAL, "MSD saliency")
 SCORE = {"emoji-keywords": "mean average precision"}
 
 Row = dict[int, Result]  # by seed
@@ -182,7 +179,7 @@ def fidelity(of: Found) -> Iterator[Table]:
 
 def modalities(of: Found) -> Iterator[Table]:
     """Each modality alone."""
-    table = _table(f"{of.dataset}: {SCORE.get(of.dataset, 'test accuracy')} in % on one modality")
+    table = _table(f"{of.dataset}: {score(of)} in % on one modality")
     rows = {"teacher": of.teachers, **of.methods}
     views = [v for v in next(iter(of.teachers.values()))["views"] if v != "full"]
     _columns(table, *views)
@@ -194,9 +191,7 @@ def modalities(of: Found) -> Iterator[Table]:
 
 def missing(of: Found) -> Iterator[Table]:
     """Where modalities are missing at random in the test data."""
-    table = _table(
-        f"{of.dataset}: {SCORE.get(of.dataset, 'test accuracy')} in %, modalities missing"
-    )
+    table = _table(f"{of.dataset}: {score(of)} in %, modalities missing")
     _columns(table, *(f"{100 * share:.0f} %" for share in MISSING))
     for name, row in {"teacher": of.teachers, **of.methods}.items():
         cells = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]) for s in MISSING]
@@ -220,18 +215,18 @@ def varied(of: Found, question: str) -> Iterator[Table | str]:
     if not rows:
         yield f"{of.dataset}, {VARIED[question]}: not yet run."
         return
-    base, usual = (EQUAL if question in ("population", "epochs") else KD), of.methods
+    apart = question in ("population", "epochs")  # compared with what is not varied
+    base = EQUAL if apart else KD
     table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
     _columns(table, "", "whole input", "one modality", f"whole, to {base}", f"one, to {base}")
     for (value, name), row in rows.items():
-        other = usual[base] if question in ("population", "epochs") else rows[value, base]
-        same = other is row
+        other = of.methods[base] if apart else rows[value, base]
         table.add_row(
             name,
             "" if value in (None, True) else f"{value:g}",
             spread(values(row, whole)),
             spread(values(row, singles)),
-            *("" if same else told(gain(row, other, m)) for m in (whole, singles)),
+            *("" if other is row else told(gain(row, other, m)) for m in (whole, singles)),
         )
     yield table
 
@@ -255,49 +250,43 @@ def tiny(of: Found) -> Iterator[Table | str]:
     yield table
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One method is ahead of another."""
+
+    title: str
+    methods: Callable[[Found], tuple[str, str]]
+    named: bool = False  # which two they are depends on the data set
+
+
+CLAIMS = (
+    Claim("MSD equal over KD", lambda of: (EQUAL, KD)),
+    Claim("MSD equal over KD + drop", lambda of: (EQUAL, ROBUST)),
+    Claim("best MSD over best baseline", lambda of: (of.best(MSD), of.best(FAMILY)), named=True),
+    *(Claim(f"{name[4:]} over equal", lambda of, n=name: (n, EQUAL)) for name in WEIGHTED),
+    Claim("best weights over equal", lambda of: (of.best(WEIGHTED), EQUAL), named=True),
+)
+
+
 def verdicts(datasets: Sequence[Found]) -> Iterator[Table]:
     """The paper's claims, each with its interval on each data set."""
     for title, measure in (("the whole input", whole), ("one modality alone", singles)):
-        table = _table(f"Verdicts on {title}: points ahead, half of the 95 % interval")
+        table = _table(f"Verdicts on {title}: points ahead ± half of the 95 % interval")
         _columns(table, *(of.dataset for of in datasets))
-        for claim in _claims():
-            cells = []
-            for of in datasets:
-                pair = claim[1](of)
-                known = of.methods
-                if any(method not in known for method in pair):
-                    cells.append("")
-                    continue
-                found = gain(known[pair[0]], known[pair[1]], measure)
-                low, high = interval(found)
-                named = f"{pair[0].removeprefix('MSD ')} / {pair[1]}\n" if claim[2] else ""
-                cells.append(
-                    f"{named}{found.mean():+.2f} ± {(high - low) / 2:.2f}\n{verdict(found)}"
-                )
-            table.add_row(claim[0], *cells)
+        for claim in CLAIMS:
+            table.add_row(claim.title, *(_cell(of, claim, measure) for of in datasets))
             table.add_section()
         yield table
 
 
-def _claims() -> list[tuple[str, Callable[[Found], tuple[str, str]], bool]]:
-    def best(of: Found) -> tuple[str, str]:
-        own = [method for method in of.methods if method.startswith("MSD")]
-        return of.best(own), of.best(FAMILY)
-
-    return [
-        ("MSD, equal weights, beats KD", lambda of: (EQUAL, KD), False),
-        ("it beats KD + modality dropout", lambda of: (EQUAL, ROBUST), False),
-        ("the best MSD beats the best baseline", best, True),
-        *(
-            (
-                f"{name.removeprefix('MSD ')} weights beat equal ones",
-                lambda of, n=name: (n, EQUAL),
-                False,
-            )
-            for name in WEIGHTED
-        ),
-        ("the best weights beat equal ones", lambda of: (of.best(WEIGHTED), EQUAL), True),
-    ]
+def _cell(of: Found, claim: Claim, measure: Measure) -> str:
+    one, other = claim.methods(of)
+    if not {one, other} <= of.methods.keys():
+        return "not yet run"
+    ahead = gain(of.methods[one], of.methods[other], measure)
+    low, high = interval(ahead)
+    pair = f"{one[4:]} /\n{other.replace('modality dropout', 'drop')}\n" if claim.named else ""
+    return f"{pair}{ahead.mean():+.2f} ± {(high - low) / 2:.2f}\n{verdict(ahead)}"
 
 
 def text(dataset: str, question: str) -> str:
@@ -322,61 +311,6 @@ ANSWERS = {
     "missing": missing,
     "tiny": tiny,
 }
-
-
-def draw(dataset: str, path: Path) -> None:
-    """What each method is ahead of KD; the sweep of weights; modalities missing."""
-    of = found(dataset)
-    drawn = [_draw_gains, *([_draw_sweep] if of.rows("population") else []), _draw_missing]
-    figure, axes = plt.subplots(1, len(drawn), figsize=(13, 5.2), layout="constrained")
-    for axis, draw_part in zip(axes, drawn, strict=True):
-        draw_part(axis, of)
-    figure.suptitle(f"{dataset}: {SCORE.get(dataset, 'test accuracy')}")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _draw_gains(axis: Any, of: Found) -> None:
-    names = [name for name in of.methods if name != KD][::-1]
-    for measure, label, colour, shift in (
-        (whole, "whole input", COLOURS[0], 0.15),
-        (singles, "one modality", COLOURS[1], -0.15),
-    ):
-        gains = [gain(of.methods[name], of.methods[KD], measure) for name in names]
-        middle = np.array([g.mean() for g in gains])
-        halves = [(interval(g)[1] - interval(g)[0]) / 2 for g in gains]
-        rows = np.arange(len(names)) + shift
-        axis.errorbar(middle, rows, xerr=halves, fmt="o", ms=3.5, color=colour, label=label)
-    axis.axvline(0, color="black", lw=0.8, ls="--")
-    axis.set(yticks=range(len(names)), xlabel="points ahead of KD (95 % interval)")
-    axis.set_yticklabels(names, fontsize=8)
-    axis.legend(frameon=False, fontsize=8)
-
-
-def _draw_sweep(axis: Any, of: Found) -> None:
-    rows = of.rows("population")
-    for measure, label, colour in (
-        (whole, "whole input", COLOURS[0]),
-        (singles, "one modality", COLOURS[1]),
-    ):
-        weights = [value for value, _ in rows]
-        middle = [values(row, measure).mean() for row in rows.values()]
-        axis.plot(weights, middle, "o-", ms=4, color=colour, label=label)
-    axis.set_xscale("symlog", linthresh=0.1)
-    axis.set(xlabel="weight of a modality alone", ylabel="%")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def _draw_missing(axis: Any, of: Found) -> None:
-    styles = zip((*SHOWN, "teacher"), "os^D.", (*COLOURS, "#cc79a7", "black"), strict=True)
-    for name, mark, colour in styles:
-        row = of.teachers if name == "teacher" else of.methods[name]
-        curve = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]).mean() for s in MISSING]
-        curve = [values(row, whole).mean(), *curve]
-        shares = [0, *(100 * share for share in MISSING)]
-        axis.plot(shares, curve, marker=mark, ms=4, color=colour, label=name)
-    axis.set(xlabel="modalities missing in the test data (%)", ylabel="%")
-    axis.legend(frameon=False, fontsize=8)
 
 
 def was_run(dataset: str) -> bool:

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks import answers, corrupted, full, measure
+from benchmarks import answers, corrupted, full, measure, pictures
 
 PICTURES = {"views": "docs/views.png"}  # the first group of a result
 PAGES = tuple(
@@ -79,7 +79,7 @@ def main() -> None:
     for name, path in PICTURES.items():
         draw(name, Path(path))
     for dataset in filter(answers.was_run, full.EPOCHS):
-        answers.draw(dataset, measure.RESULTS / dataset / "full.png")
+        pictures.draw(dataset, measure.RESULTS / dataset / "full.png")
 
 
 if __name__ == "__main__":
