@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # no screen is needed
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.answers import EQUAL, KD, ROBUST, Found, found, gain, singles, values, whole
+from benchmarks.answers import EQUAL, KD, ROBUST, Found, found, gain, score, singles, values, whole
 from benchmarks.report import COLOURS, interval
 from benchmarks.training import MISSING
 
