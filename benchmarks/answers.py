@@ -27,7 +27,7 @@ from benchmarks.training import MISSING
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 10
-WIDTH = 104  # of the tables in a page
+WIDTH = 110  # of the tables in a page
 KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
 FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of the first claim
 MSD = tuple(name for name in ALL if name.startswith("MSD"))
@@ -49,6 +49,12 @@ def singles(run: Result) -> float:
 def mean_of(run: Result, metric: str, times: float = 1) -> float:
     """The mean over the modalities, each alone."""
     return times * fmean(m[metric] for view, m in run["views"].items() if view != "full")
+
+
+def blind(row: Row) -> str:
+    """How many students of two modalities say of one alone the same as of both."""
+    each = [[v["nll"] for v in run["views"].values()] for run in row.values()]
+    return f"{sum(whole in alone for whole, *alone in each)}/{len(each)}"
 
 
 class Found:
@@ -135,7 +141,7 @@ def methods(of: Found) -> Iterator[Table]:
     rows = of.methods
     title = f"{of.dataset}: {score(of)} in %, mean ± standard deviation"
     first = _table(f"{title} (seeds: {_seeds(rows)})")
-    _columns(first, "whole input", "one modality", "half missing", "NLL", "params")
+    _columns(first, "whole input", "one modality", "half missing", "NLL", "blind", "params")
     for name, row in {"teacher": of.teachers, **rows}.items():
         first.add_row(
             name,
@@ -143,9 +149,13 @@ def methods(of: Found) -> Iterator[Table]:
             spread(values(row, singles)),
             spread(values(row, lambda run: 100 * run["missing"]["0.5"])),
             spread(values(row, lambda run: run["views"]["full"]["nll"]), 3),
+            blind(row),
             f"{next(iter(row.values()))['parameters']:,}",
         )
-    first.caption = "one modality: the mean over the modalities, each alone"
+    first.caption = (
+        "one modality: the mean over the modalities, each alone; blind: networks that say of one "
+        "modality alone just what they say of the whole input"
+    )
     yield first
     second = _table(
         "points ahead, whole input and one modality: paired mean ± half of the 95 % interval"
@@ -238,15 +248,17 @@ def tiny(of: Found) -> Iterator[Table | str]:
         yield f"{of.dataset}, a student of half the size: not yet run."
         return
     table = _table(
-        f"{of.dataset}, a student of half the size: validation accuracy in %, whole input"
+        f"{of.dataset}, a student of half the size: validation accuracy in %, whole input "
+        f"(seeds: {_seeds(rows)})"
     )
-    _columns(table, KD, "MSD", "whole, to KD", "one, to KD")
+    _columns(table, KD, "MSD", "whole, to KD", "one, to KD", "blind: KD", "MSD")
     for value in full.TRIED:
         pair = [rows.get((value, method)) for method in full.QUESTIONS["tiny"].methods]
         if all(pair):
             other, row = pair
             cells = [spread(values(r, whole)) for r in (other, row)]
-            table.add_row(value, *cells, *(told(gain(row, other, m)) for m in (whole, singles)))
+            gains = [told(gain(row, other, measure)) for measure in (whole, singles)]
+            table.add_row(value, *cells, *gains, blind(other), blind(row))
     yield table
 
 

@@ -51,6 +51,9 @@ TRIED: dict[str, dict[str, Any]] = {  # what may make MSD lose where the student
     "temperature 2": {"settings": {"temperature": 2.0}},
     "temperature 1": {"settings": {"temperature": 1.0}},
     "labels count half": {"settings": {"mix": 0.5}},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "a quarter of it": {"settings": {"rate": 0.005}},
+    "views stacked, not towers once": {"once": False},
     "three times the epochs": {"epochs": 48},
     "a student twice as wide": {"size": 1.0},
     "four times as wide": {"size": 2.0},
@@ -140,7 +143,7 @@ def _tiny(job: Job, tried: Mapping[str, Any]) -> Job:
         method = tried.get("method", method)
     if "single" in tried and method != "KD":
         method, settings = "MSD population", {**settings, "single": tried["single"]}
-    more = {name: tried[name] for name in ("epochs", "size") if name in tried}
+    more = {name: tried[name] for name in ("epochs", "size", "once") if name in tried}
     return {**job, "size": 0.5, **more, "method": method, "settings": settings}
 
 
