@@ -150,11 +150,11 @@ def methods(of: Found) -> Iterator[Table]:
             spread(values(row, lambda run: 100 * run["missing"]["0.5"])),
             spread(values(row, lambda run: run["views"]["full"]["nll"]), 3),
             blind(row),
-            f"{next(iter(row.values()))['parameters']:,}",
+            f"{row[min(row)]['parameters']:,}",
         )
     first.caption = (
         "one modality: the mean over the modalities, each alone; blind: networks that say of one "
-        "modality alone just what they say of the whole input"
+        "modality alone just what they say of the whole input; params: of the first seed"
     )
     yield first
     second = _table(
