@@ -280,6 +280,22 @@ CLAIMS = (
 )
 
 
+def unseen(of: Found) -> Iterator[Table | str]:
+    """What keeps students from using both modalities, on validation data."""
+    rows = of.rows("blind")
+    if not rows:
+        yield f"{of.dataset}, students that do not use a modality: not yet run."
+        return
+    table = _table(f"{of.dataset}, MSD equal: validation accuracy in % (seeds: {_seeds(rows)})")
+    _columns(table, "whole input", "one modality", "blind", "whole, to as chosen")
+    usual = rows["as chosen", EQUAL]
+    for (value, _), row in rows.items():
+        ahead = "" if row is usual else told(gain(row, usual, whole))
+        cells = [spread(values(row, measure)) for measure in (whole, singles)]
+        table.add_row(value, *cells, blind(row), ahead)
+    yield table
+
+
 def verdicts(datasets: Sequence[Found]) -> Iterator[Table]:
     """The paper's claims, each with its interval on each data set."""
     for title, measure in (("the whole input", whole), ("one modality alone", singles)):
@@ -322,6 +338,7 @@ ANSWERS = {
     "modalities": modalities,
     "missing": missing,
     "tiny": tiny,
+    "blind": unseen,
 }
 
 

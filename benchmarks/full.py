@@ -65,18 +65,29 @@ TRIED: dict[str, dict[str, Any]] = {  # what may make MSD lose where the student
     "by saliency": {"method": "MSD saliency", "settings": {"alpha": 1.0}},
     "conflict-free gradients": {"method": "MSD conflict-free"},
 }
+BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both modalities
+    "as chosen": {},
+    "views stacked, not towers once": {"once": False},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "temperature 4": {"settings": {"temperature": 4.0}},
+    "labels count half": {"settings": {"mix": 0.5}},
+    "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
+    "no picture is white, not black": {"absent": 1.0},
+}
+TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
 FEW = ("KD", "KD + modality dropout", "MSD equal", "MSD saliency")
 QUESTIONS = {
     "methods": Question(),
     "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
     "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
     "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
+    "blind": Question(("MSD equal",), "blind", tuple(BLIND)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "epochs": Question(("KD", "KD + modality dropout"), "epochs", (3,)),
 }
-ONLY = {"tiny": ("emoji",)}
+ONLY = dict.fromkeys(TRIALS, ("emoji",))
 
 
 def settings_of(dataset: str) -> dict[str, Any]:
@@ -117,8 +128,8 @@ def _of_teacher(vary: str, value: Any, dataset: str) -> Job:
     """What of a variation a teacher has to know."""
     if vary == "weak":
         return {"weak": [WEAK[dataset]]}
-    if vary == "tiny":
-        absent = TRIED[value].get("absent")
+    if vary in TRIALS:
+        absent = TRIALS[vary][value].get("absent")
         return {"part": "validation"} | ({} if absent is None else {"absent": absent})
     return {}
 
@@ -130,21 +141,22 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
         return {**job, "settings": {**chosen["MSD equal"], "single": value}}
     if vary == "epochs":
         return {**job, "epochs": value * job["epochs"]}
-    if vary == "tiny":
-        return _tiny(job, TRIED[value])
+    if vary == "tiny":  # students of half the size that share all settings
+        return _tried({**job, "size": 0.5, "settings": PLAIN}, TRIED[value])
+    if vary == "blind":
+        return _tried(job, BLIND[value])
     return {**job, vary: value}
 
 
-def _tiny(job: Job, tried: Mapping[str, Any]) -> Job:
-    """Students of half the size that share all settings, so that one thing alone differs."""
-    settings = {**PLAIN, **tried.get("settings", {})}
-    method = job["method"]
+def _tried(job: Job, tried: Mapping[str, Any]) -> Job:
+    """One thing is tried; of weights and gradients only MSD knows."""
+    settings, method = {**job["settings"], **tried.get("settings", {})}, job["method"]
     if method != "KD":
         method = tried.get("method", method)
     if "single" in tried and method != "KD":
         method, settings = "MSD population", {**settings, "single": tried["single"]}
     more = {name: tried[name] for name in ("epochs", "size", "once") if name in tried}
-    return {**job, "size": 0.5, **more, "method": method, "settings": settings}
+    return {**job, **more, "method": method, "settings": settings}
 
 
 def _teacher(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:

@@ -193,10 +193,11 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     monkeypatch.setattr(full, "pool", lambda workers: Here())
     monkeypatch.setattr(full, "run_all", run_all)
     monkeypatch.setattr(full, "EPOCHS", {"emoji": 1})
-    monkeypatch.setattr(full, "TRIED", {"as it is": {}, "white": {"absent": 1.0}})
-    tiny = full.Question(("KD", "MSD equal"), "tiny", ("as it is", "white"))
+    tiny = full.Question(("KD", "MSD equal"), "tiny", ("as it is", "temperature 1"))
+    white = "no picture is white, not black"
+    blind = full.Question(("MSD equal",), "blind", ("as chosen", white))
     single = full.Question(("MSD population",), "single", (0.0, 0.5))
-    asked = {**full.QUESTIONS, "tiny": tiny, "population": single}
+    asked = {**full.QUESTIONS, "tiny": tiny, "blind": blind, "population": single}
     monkeypatch.setattr(full, "QUESTIONS", asked)
     full.run(tmp_path, ["emoji"], list(asked), seeds=1)
     runs = read(tmp_path / "emoji" / "full.jsonl")
@@ -213,8 +214,8 @@ def test_a_method_is_asked_only_where_it_has_settings(name: str) -> None:
     chosen = full.settings_of(name)
     for question in full.QUESTIONS:
         for job in full.of(question, name, 2, Path()):
-            assert job["method"] in chosen or question == "tiny"
-            assert job["part"] == ("validation" if question == "tiny" else "test")
+            assert job["method"] in chosen or question in full.TRIALS
+            assert job["part"] == ("validation" if question in full.TRIALS else "test")
 
 
 def test_a_verdict_is_where_the_interval_lies() -> None:
