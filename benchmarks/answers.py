@@ -131,6 +131,11 @@ def told(differences: np.ndarray) -> str:
     return paired(differences) if len(differences) > 1 else ""
 
 
+def short(differences: np.ndarray) -> str:
+    """Without the seeds won."""
+    return told(differences).partition("  ")[0]
+
+
 def verdict(differences: np.ndarray) -> str:
     low, high = interval(differences)
     return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
@@ -219,25 +224,31 @@ VARIED = {
 }
 
 
+USUAL = ("population", "epochs")  # compared with MSD as it is without the variation
+
+
 def varied(of: Found, question: str) -> Iterator[Table | str]:
     """One thing varied: scores, and what a method is ahead of another under the same conditions."""
     rows = of.rows(question)
     if not rows:
         yield f"{of.dataset}, {VARIED[question]}: not yet run."
         return
-    apart = question in ("population", "epochs")  # compared with what is not varied
-    base = EQUAL if apart else KD
     table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
-    _columns(table, "", "whole input", "one modality", f"whole, to {base}", f"one, to {base}")
+    bases = (EQUAL,) if question in USUAL else (KD, EQUAL)
+    pairs = [(base, m) for base in bases for m in (whole, singles)]
+    named = {whole: "whole", singles: "one"}
+    heads = (f"{named[measure]}, to {base.removeprefix('MSD ')}" for base, measure in pairs)
+    _columns(table, "", "whole input", "one modality", *heads)
     for (value, name), row in rows.items():
-        other = of.methods[base] if apart else rows[value, base]
+        others = {b: of.methods[b] if question in USUAL else rows[value, b] for b in bases}
         table.add_row(
             name,
             "" if value in (None, True) else f"{value:g}",
             spread(values(row, whole)),
             spread(values(row, singles)),
-            *("" if other is row else told(gain(row, other, m)) for m in (whole, singles)),
+            *("" if others[b] is row else short(gain(row, others[b], m)) for b, m in pairs),
         )
+    table.caption = "points ahead, paired mean ± half of the 95 % interval; equal: MSD equal"
     yield table
 
 
@@ -312,9 +323,8 @@ def _cell(of: Found, claim: Claim, measure: Measure) -> str:
     if not {one, other} <= of.methods.keys():
         return "not yet run"
     ahead = gain(of.methods[one], of.methods[other], measure)
-    low, high = interval(ahead)
     pair = f"{one[4:]} /\n{other.replace('modality dropout', 'drop')}\n" if claim.named else ""
-    return f"{pair}{ahead.mean():+.2f} ± {(high - low) / 2:.2f}\n{verdict(ahead)}"
+    return f"{pair}{short(ahead)}\n{verdict(ahead)}"
 
 
 def text(dataset: str, question: str) -> str:
