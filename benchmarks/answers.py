@@ -175,6 +175,19 @@ def methods(of: Found) -> Iterator[Table]:
         second.add_row(name, *cells)
     second.caption = "KD + drop: KD + modality dropout; last: seeds won"
     yield second
+    if "MSD + FitNet" in rows:
+        yield _on_top(rows)
+
+
+def _on_top(rows: Mapping[str, Row]) -> Table:
+    """What MSD adds to each baseline that has another loss besides."""
+    table = _table("points that MSD adds to a baseline")
+    _columns(table, "whole input", "one modality")
+    for name in FAMILY:
+        if f"MSD + {name}" in rows:
+            pair = rows[f"MSD + {name}"], rows[name]
+            table.add_row(name, *(told(gain(*pair, measure)) for measure in (whole, singles)))
+    return table
 
 
 def fidelity(of: Found) -> Iterator[Table]:
