@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -66,15 +67,22 @@ class Found:
 
     def rows(self, question: str) -> dict[tuple[Any, str], Row]:
         """(value, method) -> its runs, as far as they were made."""
-        asked, found = full.QUESTIONS[question], {}
         jobs = full.of(question, self.dataset, SEEDS, Path())
-        names = [(value, method) for value in asked.values for method in asked.methods]
-        chosen = [(v, m) for v, m in names if m in self.chosen]
-        for number, job in enumerate(jobs):
-            row = found.setdefault(chosen[number % len(chosen)], {})
+        found: dict[tuple[Any, str], Row] = {name: {} for name in self._asked(question)}
+        for name, job in zip(cycle(found), jobs, strict=False):
             if self.runs.has(job):
-                row[job["seed"]] = self.runs.get(job)
+                found[name][job["seed"]] = self.runs.get(job)
         return {name: row for name, row in found.items() if row}
+
+    def answered(self, question: str) -> dict[tuple[Any, str], Row]:
+        """The same, but nothing unless there are runs of all that is asked."""
+        rows = self.rows(question)
+        return rows if len(rows) == len(self._asked(question)) else {}
+
+    def _asked(self, question: str) -> list[tuple[Any, str]]:
+        asked = full.QUESTIONS[question]
+        pairs = [(value, method) for value in asked.values for method in asked.methods]
+        return [(value, method) for value, method in pairs if method in self.chosen]
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -242,7 +250,7 @@ USUAL = ("population", "epochs")  # compared with MSD as it is without the varia
 
 def varied(of: Found, question: str) -> Iterator[Table | str]:
     """One thing varied: scores, and what a method is ahead of another under the same conditions."""
-    rows = of.rows(question)
+    rows = of.answered(question)
     if not rows:
         yield f"{of.dataset}, {VARIED[question]}: not yet run."
         return
@@ -267,7 +275,7 @@ def varied(of: Found, question: str) -> Iterator[Table | str]:
 
 def tiny(of: Found) -> Iterator[Table | str]:
     """What was tried where the student is tiny, on validation data."""
-    rows = of.rows("tiny")
+    rows = of.answered("tiny")
     if not rows:
         yield f"{of.dataset}, a student of half the size: not yet run."
         return
@@ -306,7 +314,7 @@ CLAIMS = (
 
 def unseen(of: Found) -> Iterator[Table | str]:
     """What keeps students from using both modalities, on validation data."""
-    rows = of.rows("blind")
+    rows = of.answered("blind")
     if not rows:
         yield f"{of.dataset}, students that do not use a modality: not yet run."
         return

@@ -22,7 +22,7 @@ SHOWN = (KD, ROBUST, EQUAL, "MSD saliency")
 def draw(dataset: str, path: Path) -> None:
     """What each method is ahead of KD; the sweep of weights; modalities missing."""
     of = found(dataset)
-    drawn = [_draw_gains, *([_draw_sweep] if of.rows("population") else []), _draw_missing]
+    drawn = [_draw_gains, *([_draw_sweep] if of.answered("population") else []), _draw_missing]
     figure, axes = plt.subplots(1, len(drawn), figsize=(13, 5.2), layout="constrained")
     for axis, draw_part in zip(axes, drawn, strict=True):
         draw_part(axis, of)
@@ -49,7 +49,7 @@ def _draw_gains(axis: Any, of: Found) -> None:
 
 
 def _draw_sweep(axis: Any, of: Found) -> None:
-    rows = of.rows("population")
+    rows = of.answered("population")
     for measure, label, colour in (
         (whole, "whole input", COLOURS[0]),
         (singles, "one modality", COLOURS[1]),
