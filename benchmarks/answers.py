@@ -238,6 +238,7 @@ def missing(of: Found) -> Iterator[Table]:
 VARIED = {
     "weak": "a teacher that can't read one modality",
     "corrupted": "40 % of the teacher's predictions are wrong",
+    "stacked": "the views stacked, where elsewhere each tower runs once",
     "population": "what a modality alone counts",
     "labelled": "few labels, the teacher on all data",
     "size": "the student's width, times the usual",
@@ -245,7 +246,7 @@ VARIED = {
 }
 
 
-USUAL = ("population", "epochs")  # compared with MSD as it is without the variation
+USUAL = ("stacked", "population", "epochs")  # compared with what is not varied
 
 
 def varied(of: Found, question: str) -> Iterator[Table | str]:
@@ -255,7 +256,7 @@ def varied(of: Found, question: str) -> Iterator[Table | str]:
         yield f"{of.dataset}, {VARIED[question]}: not yet run."
         return
     table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
-    bases = (EQUAL,) if question in USUAL else (KD, EQUAL)
+    bases = (KD, EQUAL)
     pairs = [(base, m) for base in bases for m in (whole, singles)]
     named = {whole: "whole", singles: "one"}
     heads = (f"{named[measure]}, to {base.removeprefix('MSD ')}" for base, measure in pairs)
@@ -264,7 +265,7 @@ def varied(of: Found, question: str) -> Iterator[Table | str]:
         others = {b: of.methods[b] if question in USUAL else rows[value, b] for b in bases}
         table.add_row(
             name,
-            "" if value in (None, True) else f"{value:g}",
+            "" if isinstance(value, bool) else f"{value:g}",
             spread(values(row, whole)),
             spread(values(row, singles)),
             *("" if others[b] is row else short(gain(row, others[b], m)) for b, m in pairs),

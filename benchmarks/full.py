@@ -82,12 +82,13 @@ QUESTIONS = {
     "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
     "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
     "blind": Question(("MSD equal",), "blind", tuple(BLIND)),
+    "stacked": Question(("MSD equal",), "once", (False,)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "epochs": Question(("KD", "KD + modality dropout"), "epochs", (3,)),
 }
-ONLY = dict.fromkeys(TRIALS, ("emoji",))
+ONLY = {**dict.fromkeys(TRIALS, ("emoji",)), "stacked": ("emoji", "hanzi")}  # tuned so
 
 
 def settings_of(dataset: str) -> dict[str, Any]:
