@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.jobs import Job, Result
+Job = dict[str, Any]
+Result = dict[str, Any]
 
 
 class Runs:
