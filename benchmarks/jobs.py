@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-Job = dict[str, Any]
-Result = dict[str, Any]
+from benchmarks.runs import Job, Result
 
 
 def pool(workers: int) -> ProcessPoolExecutor:

@@ -3,7 +3,8 @@
     python -m benchmarks.page
 
 A page names what it shows between two marks, a result and perhaps one of its groups:
-`<!-- benchmark views 0: begin -->` and `<!-- benchmark views 0: end -->`.
+`<!-- benchmark views 0: begin -->` and `<!-- benchmark views 0: end -->`; or a data set and a
+question of the full study, `<!-- full hanzi methods: begin -->`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,31 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks import corrupted, measure
+from benchmarks import answers, corrupted, full, measure, pictures
 
 PICTURES = {"views": "docs/views.png"}  # the first group of a result
-PAGES = (Path("README.md"), Path("docs/performance.md"), Path("docs/learned-weights.md"))
+PAGES = tuple(
+    Path(page)
+    for page in ("README.md", "docs/performance.md", "docs/learned-weights.md", "docs/study.md")
+)
 TEXTS = {"corrupted": corrupted.text}  # all others are tables of times and memory
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
     re.DOTALL,
 )
+ANSWERED = re.compile(
+    r"(<!-- full ([\w-]+) (\w+): begin -->\n).*?(<!-- full \2 \3: end -->)", re.DOTALL
+)
 
 
 def drawn(page: str) -> str:
     """A page with its tables as the results have them now."""
-    return MARKED.sub(lambda found: f"{found[1]}{_table(found[2], found[3])}{found[4]}", page)
+    page = MARKED.sub(lambda found: f"{found[1]}{_table(found[2], found[3])}{found[4]}", page)
+    return ANSWERED.sub(lambda found: f"{found[1]}{_answer(found[2], found[3])}{found[4]}", page)
+
+
+def _answer(dataset: str, question: str) -> str:
+    return f"```text\n{answers.text(dataset, question)}\n```\n"
 
 
 def _table(name: str, number: str | None) -> str:
@@ -66,6 +78,8 @@ def main() -> None:
         page.write_text(drawn(page.read_text()))
     for name, path in PICTURES.items():
         draw(name, Path(path))
+    for dataset in filter(answers.was_run, full.EPOCHS):
+        pictures.draw(dataset, measure.RESULTS / dataset / "full.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tables and pictures of the study's runs.
 
-    python -m benchmarks.report RUNS.json --page README.md --pictures FOLDER
+    python -m benchmarks.report RUNS.jsonl --page README.md --pictures FOLDER
 
 prints the tables, writes them into a page between its marks, and draws the pictures anew.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
+
+from benchmarks.runs import read
 
 VIEWS = {"full": "whole input", "image": "image alone", "text": "text alone"}
 TEACHER, BASELINE = "teacher", "KD"
@@ -185,11 +186,11 @@ def write(page: Path, runs: Sequence[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", type=Path, help="the runs.json of a study")
+    parser.add_argument("runs", type=Path, help="the runs.jsonl of a study")
     parser.add_argument("--page", type=Path, help="a page with marks for the tables")
     parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
     args = parser.parse_args()
-    runs = json.loads(args.runs.read_text())["runs"]
+    runs = read(args.runs)
     if args.page:
         write(args.page, runs)
     if args.pictures:

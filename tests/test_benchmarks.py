@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.datasets import DATASETS, PARTS, load, split_groups
+from benchmarks.runs import read
 
 RESULTS = Path("benchmarks/results")
 PAGES = {"hanzi": Path("README.md"), "emoji": Path("benchmarks/README.md")}
@@ -18,7 +18,7 @@ PAGES = {"hanzi": Path("README.md"), "emoji": Path("benchmarks/README.md")}
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_parts_have_their_shares_and_no_group_in_common(name: str) -> None:
-    groups = np.array(DATASETS[name]().groups)
+    groups = np.array(_items(name).groups)
     parts = split_groups(groups, seed=3)
     members = {part: set(groups[index.numpy()]) for part, index in parts.items()}
     for part, share in PARTS.items():
@@ -28,15 +28,15 @@ def test_parts_have_their_shares_and_no_group_in_common(name: str) -> None:
 
 def test_seeds_split_anew_and_a_seed_splits_alike() -> None:
     one, same, other = load("hanzi", 0), load("hanzi", 0), load("hanzi", 1)
-    assert torch.equal(one.test.pixels, same.test.pixels)
-    assert not torch.equal(one.test.pixels[:100], other.test.pixels[:100])
+    assert torch.equal(one.test.inputs["pixels"], same.test.inputs["pixels"])
+    assert not torch.equal(one.test.inputs["pixels"][:100], other.test.inputs["pixels"][:100])
 
 
 def test_an_item_keeps_its_index_when_some_are_taken() -> None:
     split = load("hanzi", 0).train
     some = split.items(torch.tensor([5, 3]))
     assert some.index.tolist() == [5, 3]
-    assert torch.equal(some.tokens, split.tokens[[5, 3]])
+    assert torch.equal(some.inputs["tokens"], split.inputs["tokens"][[5, 3]])
 
 
 def test_shuffled_batches_hold_every_item_once() -> None:
@@ -63,8 +63,30 @@ def test_the_footer_names_where_msd_is_behind() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_show_the_committed_results(name: str) -> None:
     report = _report()
-    runs = json.loads((RESULTS / name / "runs.json").read_text())["runs"]
+    runs = read(RESULTS / name / "runs.jsonl")
     assert report.text(runs) in PAGES[name].read_text()
+
+
+def test_features_have_no_scale_of_their_own() -> None:
+    """A modality that is absent is filled with 0, which is the mean of the training part."""
+    _items("mfeat")
+    for entry in load("mfeat", 0).train.inputs.values():
+        assert torch.allclose(entry.mean(0), torch.zeros(()), atol=1e-4)
+        assert torch.allclose(entry.std(0), torch.ones(()), atol=1e-3)
+
+
+def test_every_item_of_the_keywords_has_one() -> None:
+    task = load("emoji-keywords", 0)
+    assert task.multilabel
+    assert task.classes == task.train.target.shape[1] == 60
+    assert all(part.target.any(1).all() for part in (task.train, task.validation, task.test))
+
+
+def _items(name: str) -> Any:
+    try:
+        return DATASETS[name]()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 def _report() -> Any:

@@ -103,7 +103,7 @@ def test_what_is_printed_is_what_is_written(tmp_path: Path, capsys: Any) -> None
 @pytest.mark.parametrize("path", page.PAGES, ids=str)
 def test_pages_show_the_committed_results(path: Path) -> None:
     shown = path.read_text()
-    assert page.MARKED.search(shown)
+    assert page.MARKED.search(shown) or page.ANSWERED.search(shown)
     assert page.drawn(shown) == shown
 
 

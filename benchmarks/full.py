@@ -1,0 +1,197 @@
+"""Every question of the study, on every data set: which runs answer it.
+
+    python -m benchmarks.study --full
+
+The most important question comes first, so a study that is cut short has answered that one.
+`PROTOCOL.md` says how settings were chosen and what was decided before the test data were read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import Job, Result, cores, pool, run_all
+from benchmarks.methods import ALL
+from benchmarks.runs import Runs, key
+from benchmarks.training import cached, run_student, run_teacher
+
+SETTINGS = Path(__file__).parent / "settings"
+TEACHER = "teacher"
+EPOCHS = {"mfeat": 32, "emoji-keywords": 32, "emoji": 16, "hanzi": 16}
+WEAK = {"mfeat": "pix", "emoji-keywords": "text", "emoji": "image", "hanzi": "text"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Runs of some methods, alike but for one thing."""
+
+    methods: tuple[str, ...] = tuple(ALL)
+    vary: str = ""
+    values: tuple[Any, ...] = (None,)
+
+
+WEIGHTINGS = ("KD", "MSD equal", "MSD saliency", "MSD teacher loss", "MSD learned")
+PLAIN = {
+    "rate": 0.02,
+    "decay": 0.1,
+    "word_dropout": 0.5,
+    "dropout": 0.0,
+    "mix": 0.9,
+    "temperature": 4.0,
+}
+TRIED: dict[str, dict[str, Any]] = {  # what may make MSD lose where the student is tiny
+    "as it is": {},
+    "temperature 2": {"settings": {"temperature": 2.0}},
+    "temperature 1": {"settings": {"temperature": 1.0}},
+    "labels count half": {"settings": {"mix": 0.5}},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "a quarter of it": {"settings": {"rate": 0.005}},
+    "views stacked, not towers once": {"once": False},
+    "three times the epochs": {"epochs": 48},
+    "a student twice as wide": {"size": 1.0},
+    "four times as wide": {"size": 2.0},
+    "no picture is white, not black": {"absent": 1.0},
+    "modalities alone count 0.5": {"single": 0.5},
+    "modalities alone count 0.25": {"single": 0.25},
+    "modalities alone count 0.1": {"single": 0.1},
+    "they count less at each step": {"method": "MSD fading"},
+    "by saliency": {"method": "MSD saliency", "settings": {"alpha": 1.0}},
+    "conflict-free gradients": {"method": "MSD conflict-free"},
+}
+BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both modalities
+    "as chosen": {},
+    "views stacked, not towers once": {"once": False},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "temperature 4": {"settings": {"temperature": 4.0}},
+    "labels count half": {"settings": {"mix": 0.5}},
+    "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
+    "no picture is white, not black": {"absent": 1.0},
+}
+TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
+FEW = ("KD", "KD + modality dropout", "MSD equal", "MSD saliency")
+QUESTIONS = {
+    "methods": Question(),
+    "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
+    "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
+    "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
+    "blind": Question(("MSD equal",), "blind", tuple(BLIND)),
+    "stacked": Question(("MSD equal",), "once", (False,)),
+    "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
+    "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
+    "size": Question(FEW, "size", (0.5, 2.0)),
+    "epochs": Question(("KD", "KD + modality dropout"), "epochs", (3,)),
+}
+ONLY = {**dict.fromkeys(TRIALS, ("emoji",)), "stacked": ("emoji", "hanzi")}  # tuned so
+
+
+def settings_of(dataset: str) -> dict[str, Any]:
+    """By method, as they were chosen on validation data."""
+    chosen: dict[str, Any] = json.loads((SETTINGS / f"{dataset}.json").read_text())
+    return chosen
+
+
+def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int) -> None:
+    """What is missing of all runs, the most important ones first."""
+    runs = {name: Runs(out / name / "full.jsonl") for name in datasets}
+    ordered = [name for name in EPOCHS if name in datasets]  # those that take less come first
+    with pool(cores()) as executor:
+        for question in questions:
+            for name in (name for name in ordered if name in ONLY.get(question, ordered)):
+                jobs = list(of(question, name, seeds, out / name))
+                _teach(executor, f"{question}, {name}: teachers", runs[name], jobs)
+                missing = {key(job): job for job in jobs if not runs[name].has(job)}
+                told = run_all(executor, f"{question}, {name}", run_student, missing.values())
+                runs[name].extend(map(_short, told))
+
+
+def of(question: str, dataset: str, seeds: int, folder: Path) -> Iterator[Job]:
+    """The jobs that answer a question, of those methods that this data set has settings for."""
+    asked = QUESTIONS[question]
+    chosen = settings_of(dataset)
+    for seed in range(seeds):
+        for value in asked.values:
+            told = _of_teacher(asked.vary, value, dataset)
+            teacher = _teacher(dataset, seed, chosen[TEACHER], folder, told)
+            for method in asked.methods:
+                if method in chosen:
+                    job = {**teacher, "once": True, "method": method, "settings": chosen[method]}
+                    yield _varied(job, asked.vary, value, chosen)
+
+
+def _of_teacher(vary: str, value: Any, dataset: str) -> Job:
+    """What of a variation a teacher has to know."""
+    if vary == "weak":
+        return {"weak": [WEAK[dataset]]}
+    if vary in TRIALS:
+        absent = TRIALS[vary][value].get("absent")
+        return {"part": "validation"} | ({} if absent is None else {"absent": absent})
+    return {}
+
+
+def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
+    if vary in ("", "weak"):  # that is the teacher's
+        return job
+    if vary == "single":  # what a modality alone counts, all else as with equal weights
+        return {**job, "settings": {**chosen["MSD equal"], "single": value}}
+    if vary == "epochs":
+        return {**job, "epochs": value * job["epochs"]}
+    if vary == "tiny":  # students of half the size that share all settings
+        return _tried({**job, "size": 0.5, "settings": PLAIN}, TRIED[value])
+    if vary == "blind":
+        return _tried(job, BLIND[value])
+    return {**job, vary: value}
+
+
+def _tried(job: Job, tried: Mapping[str, Any]) -> Job:
+    """One thing is tried; of weights and gradients only MSD knows."""
+    settings, method = {**job["settings"], **tried.get("settings", {})}, job["method"]
+    if method != "KD":
+        method = tried.get("method", method)
+    if "single" in tried and method != "KD":
+        method, settings = "MSD population", {**settings, "single": tried["single"]}
+    more = {name: tried[name] for name in ("epochs", "size", "once") if name in tried}
+    return {**job, **more, "method": method, "settings": settings}
+
+
+def _teacher(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:
+    job = {
+        "dataset": dataset,
+        "seed": seed,
+        "epochs": EPOCHS[dataset],
+        "device": "cpu",
+        "part": "test",
+        **more,
+    }
+    taught = {**job, "method": TEACHER, "settings": settings}
+    fingerprint = hashlib.sha256(key(taught).encode()).hexdigest()[:16]
+    return {**job, "fingerprint": fingerprint, "cache": str(folder / f"full-{fingerprint}")}
+
+
+def _teach(executor: ProcessPoolExecutor, what: str, runs: Runs, students: list[Job]) -> None:
+    """The teachers of these students, where they are not there yet."""
+    dataset = students[0]["dataset"]
+    settings = settings_of(dataset)[TEACHER]
+    kept = ("dataset", "seed", "device", "part", "weak", "absent", "fingerprint", "cache")
+    found = {}
+    for job in students:
+        teacher = {name: job[name] for name in kept if name in job}
+        more = {"epochs": EPOCHS[dataset], "method": TEACHER, "settings": settings}
+        found[job["fingerprint"]] = teacher | more
+    missing = [job for job in found.values() if not runs.has(job) or not cached(job)]
+    for job in missing:
+        shutil.rmtree(job["cache"], ignore_errors=True)
+    runs.extend(map(_short, run_all(executor, what, run_teacher, missing)))
+
+
+def _short(run: Result) -> Result:
+    """Without the histograms, which only the small study draws."""
+    for metrics in run["views"].values():
+        metrics.pop("density", None)
+    return run
