@@ -37,7 +37,7 @@ def main() -> None:
         datasets = [args.dataset] if args.dataset else list(DATASETS)
         full.run(args.out, datasets, args.questions, args.seeds or 10)
         return
-    args.dataset, args.seeds = args.dataset or "hanzi", args.seeds or 5
+    args.dataset, args.seeds = args.dataset or "hanzi", args.seeds or 4
     folder = args.out / args.dataset
     runs = Runs(folder / "runs.jsonl")
     settings = json.loads((SETTINGS / f"{args.dataset}.json").read_text())
@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
         metavar="QUESTION",
         help=f"with --full, some of: {', '.join(full.QUESTIONS)} (default all)",
     )
-    parser.add_argument("--seeds", type=int, help="number of splits (default 5; 10 with --full)")
+    parser.add_argument("--seeds", type=int, help="number of splits (default 4; 10 with --full)")
     parser.add_argument("--epochs", type=int, default=16, help="passes over the data (default 16)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder (default runs)")
