@@ -314,7 +314,8 @@ def _check_keep(keep: Any) -> None:
 def _kept(keep: Any, batch: Batch, name: str, entry: Tensor) -> Tensor:
     """Which positions of an entry stay, broadcastable over it."""
     mask = keep(batch) if callable(keep) else keep
-    if isinstance(mask, list | tuple) and not callable(keep):
+    # A tuple of types: torch.compile of torch 2.6 can't read a union.
+    if isinstance(mask, (list, tuple)) and not callable(keep):
         mask = _positions(mask, name, entry)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"Expected `keep` to be positions or a boolean mask, got {describe(mask)}.")
