@@ -320,9 +320,8 @@ def _kept(keep: Any, batch: Batch, name: str, entry: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"Expected `keep` to be positions or a boolean mask, got {describe(mask)}.")
     rows = mask.unsqueeze(0) if mask.ndim == 1 else mask
-    samples, *others = entry.shape
-    fits = 1 < rows.ndim <= entry.ndim and rows.shape[0] in (1, samples)
-    if not fits or list(rows.shape[1:]) != others[: rows.ndim - 1]:
+    fits = 1 < rows.ndim <= entry.ndim and rows.shape[0] in (1, entry.shape[0])
+    if not fits or rows.shape[1:] != entry.shape[1 : rows.ndim]:
         raise ValueError(
             f"Expected a `keep` mask of shape (L,) or (N, L) for `{name}` of shape "
             f"{tuple(entry.shape)}, got {tuple(mask.shape)}."
