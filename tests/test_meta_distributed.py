@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from groups import leave
+from groups import in_two
 from lookahead import CLASSES, LR, VIEWS, Free, Student, Task, mlp
 from torch import Tensor, distributed, nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
@@ -70,22 +69,13 @@ def train(rank: int | None, case: dict[str, Any]) -> dict[str, Tensor]:
     return copy.deepcopy({k: v for module in modules for k, v in module.state_dict().items()})
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    # Of no size, so that it stays: two processes that end at once may both remove the file.
-    store = distributed.FileStore(f"{folder}/store")
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    found = {name: train(rank, case) for name, case in CASES.items()}
-    torch.save(found, f"{folder}/{rank}.pt")
-    leave()
+def all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
+    return {name: train(rank, case) for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("processes")
-    spawn(worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two(all_cases, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("name", CASES)
