@@ -105,6 +105,8 @@ def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int
         for question in questions:
             for name in (name for name in ordered if name in ONLY.get(question, ordered)):
                 jobs = list(of(question, name, seeds, out / name))
+                if not jobs:  # of methods whose settings are not chosen yet
+                    continue
                 _teach(executor, f"{question}, {name}: teachers", runs[name], jobs)
                 missing = {key(job): job for job in jobs if not runs[name].has(job)}
                 told = run_all(executor, f"{question}, {name}", run_student, missing.values())

@@ -206,6 +206,8 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     assert not any("density" in view for run in runs for view in run["views"].values())
     ran.clear()
     full.run(tmp_path, ["emoji"], list(asked), seeds=1)
+    del settings["MSD population"]
+    full.run(tmp_path, ["emoji"], ["population"], seeds=2)  # of a method that is not tuned
     assert ran == []
 
 
