@@ -8,9 +8,7 @@ The most important question comes first, so a study that is cut short has answer
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from typing import Any
 
 from benchmarks.jobs import Job, Result, cores, pool, run_all
 from benchmarks.methods import ALL
-from benchmarks.runs import Runs, key
-from benchmarks.training import cached, run_student, run_teacher
+from benchmarks.runs import Runs, fingerprint, key
+from benchmarks.training import run_student, run_teacher, untaught
 
 SETTINGS = Path(__file__).parent / "settings"
 TEACHER = "teacher"
@@ -172,8 +170,8 @@ def _teacher(dataset: str, seed: int, settings: Any, folder: Path, more: Job) ->
         **more,
     }
     taught = {**job, "method": TEACHER, "settings": settings}
-    fingerprint = hashlib.sha256(key(taught).encode()).hexdigest()[:16]
-    return {**job, "fingerprint": fingerprint, "cache": str(folder / f"full-{fingerprint}")}
+    mark = fingerprint(taught)
+    return {**job, "fingerprint": mark, "cache": str(folder / f"full-{mark}")}
 
 
 def _teach(executor: ProcessPoolExecutor, what: str, runs: Runs, students: list[Job]) -> None:
@@ -186,9 +184,7 @@ def _teach(executor: ProcessPoolExecutor, what: str, runs: Runs, students: list[
         teacher = {name: job[name] for name in kept if name in job}
         more = {"epochs": EPOCHS[dataset], "method": TEACHER, "settings": settings}
         found[job["fingerprint"]] = teacher | more
-    missing = [job for job in found.values() if not runs.has(job) or not cached(job)]
-    for job in missing:
-        shutil.rmtree(job["cache"], ignore_errors=True)
+    missing = untaught(runs, found.values())
     runs.extend(map(_short, run_all(executor, what, run_teacher, missing)))
 
 

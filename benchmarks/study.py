@@ -12,9 +12,6 @@ stopped. The second command asks more, of more data: see `benchmarks/full.py`; i
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,8 @@ from benchmarks import full, report
 from benchmarks.datasets import DATASETS
 from benchmarks.jobs import Job, cores, pool, run_all
 from benchmarks.methods import METHODS
-from benchmarks.runs import Runs, key
-from benchmarks.training import cached, run_student, run_teacher
-
-SETTINGS = Path(__file__).parent / "settings"
-TEACHER = "teacher"
+from benchmarks.runs import Runs, fingerprint
+from benchmarks.training import run_student, run_teacher, untaught
 
 
 def main() -> None:
@@ -40,7 +34,7 @@ def main() -> None:
     args.dataset, args.seeds = args.dataset or "hanzi", args.seeds or 4
     folder = args.out / args.dataset
     runs = Runs(folder / "runs.jsonl")
-    settings = json.loads((SETTINGS / f"{args.dataset}.json").read_text())
+    settings = full.settings_of(args.dataset)
     teachers = [_teacher(args, folder, settings, seed) for seed in range(args.seeds)]
     students = [
         {**job, "method": method, "settings": settings[method]}
@@ -48,9 +42,7 @@ def main() -> None:
         for method in args.methods
     ]
     with pool(cores() if args.device == "cpu" else 1) as executor:
-        missing = [job for job in teachers if not runs.has(job) or not cached(job)]
-        for job in missing:
-            shutil.rmtree(job["cache"], ignore_errors=True)
+        missing = untaught(runs, teachers)
         runs.extend(run_all(executor, "teachers", run_teacher, missing))
         missing = [job for job in students if not runs.has(job)]
         runs.extend(run_all(executor, "students", run_student, missing))
@@ -70,11 +62,10 @@ def _teacher(args: argparse.Namespace, folder: Path, settings: dict[str, Any], s
         "epochs": args.epochs,
         "device": args.device,
         "part": "test",
-        "method": TEACHER,
-        "settings": settings[TEACHER],
+        "method": full.TEACHER,
+        "settings": settings[full.TEACHER],
     }
-    fingerprint = hashlib.sha256(key(job).encode()).hexdigest()[:16]
-    return {**job, "fingerprint": fingerprint, "cache": str(folder / f"teacher-{seed}")}
+    return {**job, "fingerprint": fingerprint(job), "cache": str(folder / f"teacher-{seed}")}
 
 
 def _arguments() -> argparse.Namespace:

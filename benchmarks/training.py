@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from benchmarks.datasets import Split, Task, load
 from benchmarks.measures import metrics
 from benchmarks.methods import ALL, NEEDS_HELD_OUT, Objective, Run, Settings, task_loss
 from benchmarks.models import STUDENT, STUDENTS, TEACHER, Towers
+from benchmarks.runs import Job, Runs
 from msdlosses import Fill, ModalityDropout, Shuffle, TeacherCache
 
 BATCH = 128
@@ -73,6 +75,14 @@ def cached(job: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return beside(job).exists()
+
+
+def untaught(runs: Runs, teachers: Iterable[Job]) -> list[Job]:
+    """Those that have not been run, or whose caches are gone; nothing of these is left."""
+    missing = [job for job in teachers if not runs.has(job) or not cached(job)]
+    for job in missing:
+        shutil.rmtree(job["cache"], ignore_errors=True)
+    return missing
 
 
 def run_student(job: Mapping[str, Any]) -> dict[str, Any]:

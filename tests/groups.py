@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +21,22 @@ def in_two(work: Callable[[int], Any], folder: Path) -> list[Any]:
 
 def _process(rank: int, work: Callable[[int], Any], folder: str) -> None:
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
     # Of no size, so that it stays: two processes that end at once may both remove the file.
     store = distributed.FileStore(f"{folder}/store")
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.save(work(rank), f"{folder}/{rank}.pt")
+    with float64():
+        torch.save(work(rank), f"{folder}/{rank}.pt")
     leave()
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """The type that tensors are made in."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def leave() -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from groups import in_two
+from groups import float64, in_two
 from lookahead import CLASSES, VIEWS, Batch, Student, make_batch, mlp
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
@@ -85,11 +85,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[s
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_learns_is_that_of_one_process(scheme: str, processes: list[Any]) -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64():
         expected = train(None, scheme)
-    finally:
-        torch.set_default_dtype(torch.float32)
     first, second = (found[scheme] for found in processes)
     for name, value in expected.items():
         assert torch.equal(first[name], second[name]), name

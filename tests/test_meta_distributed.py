@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from groups import in_two
+from groups import float64, in_two
 from lookahead import CLASSES, LR, VIEWS, Free, Student, Task, mlp
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -80,11 +80,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[s
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(name: str, processes: list[Any]) -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64():
         expected = train(None, CASES[name])
-    finally:
-        torch.set_default_dtype(torch.float32)
     first, second = (found[name] for found in processes)
     for key, value in expected.items():
         assert torch.equal(first[key], second[key]), key

@@ -46,6 +46,7 @@ def chunked_rows(
     logits = (x.reshape(-1, x.shape[-1]) for x in (student, teacher.detach()))
     state = _state(loss)
     inputs = (*logits, target, valid, *state.values())
+    # torch gives `apply` no types.
     rows: Tensor = _Chunked.apply(_Rows(loss, tuple(state)), size, *inputs)  # type: ignore[no-untyped-call]
     return rows.reshape(shape)
 
@@ -61,11 +62,13 @@ class _Rows(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, valid: Tensor | None
     ) -> Tensor:
-        return self.loss.all_rows(student, teacher, target, valid=valid)  # type: ignore[no-any-return]
+        rows: Tensor = self.loss.all_rows(student, teacher, target, valid=valid)
+        return rows
 
     def of(self, logits: tuple[Tensor | None, ...], state: tuple[Tensor, ...]) -> Tensor:
         """With these parameters and buffers."""
-        return functional_call(self, dict(zip(self.names, state, strict=True)), logits)  # type: ignore[no-any-return]
+        rows: Tensor = functional_call(self, dict(zip(self.names, state, strict=True)), logits)
+        return rows
 
 
 class _Chunked(torch.autograd.Function):

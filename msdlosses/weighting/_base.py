@@ -111,13 +111,17 @@ def over_processes(values: Tensor) -> Tensor:
     if not (distributed.is_available() and distributed.is_initialized()):
         return values
     if values.requires_grad:
-        return _Summed.apply(values)  # type: ignore[no-untyped-call,no-any-return]
+        # torch gives `apply` no types.
+        summed: Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
+        return summed
     summed = values.clone()
     distributed.all_reduce(summed)
     return summed
 
 
 class _Summed(torch.autograd.Function):
+    """`torch.distributed.nn.functional.all_reduce`, which torch deprecates."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         return over_processes(values.detach())
