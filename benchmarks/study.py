@@ -32,12 +32,13 @@ def main() -> None:
         full.run(args.out, datasets, args.questions, args.seeds or 10)
         return
     args.dataset, args.seeds = args.dataset or "hanzi", args.seeds or 4
+    args.epochs = args.epochs or full.EPOCHS[args.dataset]
     folder = args.out / args.dataset
     runs = Runs(folder / "runs.jsonl")
     settings = full.settings_of(args.dataset)
     teachers = [_teacher(args, folder, settings, seed) for seed in range(args.seeds)]
     students = [
-        {**job, "method": method, "settings": settings[method]}
+        {**job, "once": True, "method": method, "settings": settings[method]}
         for job in teachers
         for method in args.methods
     ]
@@ -91,7 +92,7 @@ def _arguments() -> argparse.Namespace:
         help=f"with --full, some of: {', '.join(full.QUESTIONS)} (default all)",
     )
     parser.add_argument("--seeds", type=int, help="number of splits (default 4; 10 with --full)")
-    parser.add_argument("--epochs", type=int, default=16, help="passes over the data (default 16)")
+    parser.add_argument("--epochs", type=int, help="passes over the data (default 16 of hanzi)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder (default runs)")
     return parser.parse_args()

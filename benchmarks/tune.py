@@ -1,12 +1,11 @@
 """Choose every method's settings on validation data, each with the same budget of trials.
 
     python -m benchmarks.tune --dataset hanzi
-    python -m benchmarks.tune --dataset hanzi --additions --once
 
 writes `benchmarks/settings/hanzi.json`, which the study reads, and the log of all trials to
-`benchmarks/results/tuning-hanzi.json`. The second command is for the methods that the full study
-compares besides: each is a method that was chosen before, and a setting of its own, of which
-all values are tried. Test data are never looked at.
+`benchmarks/results/tuning-hanzi.json`. All settings of a method are tried on one split, the best
+quarter of them on two more; of these the best mean wins. The splits are none that the study tests
+on, and their test data are never looked at.
 """
 
 from __future__ import annotations
@@ -15,19 +14,23 @@ import argparse
 import json
 import random
 import tempfile
-from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.datasets import DATASETS, load
-from benchmarks.jobs import Job, Result, cores, pool, run_all, save
+from benchmarks.full import EPOCHS, SETTINGS, TEACHER, settings_of
+from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.methods import METHODS, ONE_LABEL
+from benchmarks.runs import Job, Result
 from benchmarks.training import run_student, run_teacher
 
 HERE = Path(__file__).parent
-TEACHER = "teacher"
+SPLITS = (100, 101, 102)  # apart from those that are tested
+FINALISTS = 4  # one of so many settings is tried on all splits, and two at least
 
 COMMON = {
     "rate": [0.01, 0.02, 0.04, 0.08],
@@ -35,7 +38,7 @@ COMMON = {
     "word_dropout": [0.3, 0.5, 0.7],
     "dropout": [0.0, 0.1],
 }
-MIX = {"mix": [0.5, 0.7, 0.9], "temperature": [1.0, 2.0, 4.0]}
+MIX = {"mix": [0.3, 0.5, 0.7, 0.9], "temperature": [1.0, 2.0, 4.0]}
 DROP = {"drop": [0.15, 0.3, 0.5]}
 ALPHA = {"alpha": [0.3, 1.0, 3.0]}
 LEARNED = {
@@ -44,7 +47,8 @@ LEARNED = {
     "held_out": [0.05, 0.1],
     "every": [4],
 }
-SPACES: dict[str, dict[str, list[float]]] = {
+Space = Mapping[str, Sequence[float]]
+SPACES: dict[str, Space] = {
     TEACHER: {
         "rate": [0.002, 0.004, 0.008],
         "decay": [0.03, 0.1, 0.3],
@@ -63,13 +67,13 @@ SPACES: dict[str, dict[str, list[float]]] = {
     "MSD learned": COMMON | MIX | LEARNED,
 }
 
-OWN: dict[str, dict[str, list[float]]] = {
+OWN: dict[str, Space] = {
     "FitNet": {"feature": [0.003, 0.01, 0.03, 0.1]},
     "RKD": {"feature": [0.3, 1.0, 3.0, 10.0]},
     "SP": {"feature": [10.0, 100.0, 1000.0, 3000.0]},
     "DKD": {"beta": [0.5, 1.0, 2.0, 8.0]},
 }
-ADDITIONS: dict[str, tuple[str, dict[str, list[float]]]] = {
+ADDITIONS: dict[str, tuple[str, Space]] = {  # to a method that is chosen before
     "labels + smoothing": ("labels", {"smoothing": [0.05, 0.1, 0.2, 0.3]}),
     **{name: ("KD", own) for name, own in OWN.items()},
     "MSD population": ("MSD equal", {"single": [0.1, 0.25, 0.5, 2.0]}),
@@ -77,144 +81,141 @@ ADDITIONS: dict[str, tuple[str, dict[str, list[float]]]] = {
     "MSD conflict-free": ("MSD equal", {"temperature": [1.0, 2.0, 4.0, 8.0]}),
     **{f"MSD + {name}": ("MSD equal", own) for name, own in OWN.items()},
 }
+TUNED = (TEACHER, *METHODS, *ADDITIONS)  # a method after those that it needs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=DATASETS, default="hanzi")
-    parser.add_argument("--trials", type=int, default=16, help="settings tried for each method")
-    parser.add_argument("--seeds", type=int, default=2, help="splits that each is tried on")
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--additions", action="store_true", help="the full study's other methods")
     parser.add_argument(
-        "--once", action="store_true", help="a student's towers run once, as in the full study"
+        "--methods",
+        nargs="+",
+        choices=TUNED,
+        default=TUNED,
+        metavar="METHOD",
+        help="tune these alone, keep the others' settings (default all)",
     )
+    parser.add_argument("--trials", type=int, default=16, help="settings tried for each method")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, pool(cores()) as executor:
-        (add if args.additions else tune)(args, Path(folder), executor)
+        Tuning(args.dataset, args.trials, args.device, Path(folder), executor).choose(args.methods)
 
 
-def tune(args: argparse.Namespace, folder: Path, executor: ProcessPoolExecutor) -> None:
-    """The teacher first, since the students learn from it."""
-    best, log = _search(executor, TEACHER, _teachers(args, folder))
-    chosen = {TEACHER: best}
-    _teach(args, folder, executor, best)
-    for method in METHODS:
-        settings = _draw(args.dataset, method, args.trials)
-        jobs = _students(args, folder, method, settings)
-        chosen[method], trials = _search(executor, method, jobs)
-        log += trials
-    save(_settings(args), chosen)
-    save(_log(args), log)
+@dataclass(frozen=True)
+class Tuning:
+    """The search for one data set's settings; what is chosen is written at once."""
 
+    dataset: str
+    trials: int
+    device: str
+    folder: Path  # of the teachers' caches
+    executor: ProcessPoolExecutor
 
-def add(args: argparse.Namespace, folder: Path, executor: ProcessPoolExecutor) -> None:
-    """What a method adds to one that was chosen before: every value of its own setting."""
-    chosen = json.loads(_settings(args).read_text())
-    log = [
-        trial for trial in json.loads(_log(args).read_text()) if trial["method"] not in ADDITIONS
-    ]
-    _teach(args, folder, executor, chosen[TEACHER])
-    several = load(args.dataset, 0).multilabel
-    for method, (base, own) in ADDITIONS.items():
-        if several and method in ONE_LABEL:
-            continue
+    def choose(self, methods: Sequence[str]) -> None:
+        several = load(self.dataset, 0).multilabel
+        wanted = [m for m in TUNED if m in methods and not (several and m in ONE_LABEL)]
+        if TEACHER in wanted:
+            self._write(self._race(TEACHER, self._candidates(TEACHER)))
+            wanted.remove(TEACHER)
+        self._teach()
+        for method in wanted:
+            self._write(self._race(method, self._candidates(method)))
+
+    def _candidates(self, method: str) -> list[dict[str, Any]]:
+        if method not in ADDITIONS:
+            return draw(self.dataset, method, self.trials)
+        base, own = ADDITIONS[method]
         ((name, values),) = own.items()
-        settings = [{**chosen[base], name: value} for value in values]
-        jobs = _students(args, folder, method, settings)
-        chosen[method], trials = _search(executor, method, jobs)
-        log += trials
-        save(_settings(args), chosen)
-        save(_log(args), log)
+        return [{**settings_of(self.dataset)[base], name: value} for value in values]
 
+    def _race(self, method: str, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Every trial with its scores, the best mean over all splits first."""
+        trials = [{"method": method, "settings": s, "validation": []} for s in candidates]
+        self._try(trials, SPLITS[:1])
+        best = ranked(trials)[: max(2, len(trials) // FINALISTS)]
+        self._try(best, SPLITS[1:])
+        return ranked(trials)
 
-def _settings(args: argparse.Namespace) -> Path:
-    return HERE / "settings" / f"{args.dataset}.json"
+    def _try(self, trials: list[dict[str, Any]], splits: Sequence[int]) -> None:
+        """Add what the trials reach on these splits."""
+        jobs = [
+            self._job(split, trial["method"], trial["settings"])
+            for trial in trials
+            for split in splits
+        ]
+        if trials[0]["method"] == TEACHER:  # each has a cache of its own, which nobody reads
+            jobs = [job | _cache(self.folder / f"{n}-{job['seed']}") for n, job in enumerate(jobs)]
+        waiting = {json.dumps(trial["settings"]): trial for trial in trials}
+        for result in self._run(jobs):
+            trial = waiting[json.dumps(result["job"]["settings"])]
+            trial["validation"].append(_score(result))
 
+    def _teach(self) -> None:
+        """The teachers that the students learn from."""
+        best = settings_of(self.dataset)[TEACHER]
+        for _ in self._run([self._job(split, TEACHER, best) for split in SPLITS]):
+            pass
 
-def _log(args: argparse.Namespace) -> Path:
-    return HERE / "results" / f"tuning-{args.dataset}.json"
+    def _run(self, jobs: list[Job]) -> Iterator[Result]:
+        method = jobs[0]["method"]
+        function = run_teacher if method == TEACHER else run_student
+        return run_all(self.executor, f"{self.dataset}, {method}", function, jobs)
 
-
-def _teach(
-    args: argparse.Namespace, folder: Path, executor: ProcessPoolExecutor, best: dict[str, Any]
-) -> None:
-    """The teachers that the students learn from."""
-    jobs = [
-        {**_job(args, seed), "settings": best, **_cache(folder / f"best-{seed}")}
-        for seed in range(args.seeds)
-    ]
-    list(run_all(executor, "teachers", run_teacher, jobs))
-
-
-def _students(
-    args: argparse.Namespace, folder: Path, method: str, settings: list[dict[str, Any]]
-) -> list[Job]:
-    return [
-        {
-            **_job(args, seed),
-            **({"once": True} if args.once else {}),
+    def _job(self, split: int, method: str, settings: dict[str, Any]) -> Job:
+        return {
+            "dataset": self.dataset,
+            "seed": split,
+            "epochs": EPOCHS[self.dataset],
+            "device": self.device,
+            "part": "validation",
+            "once": True,
             "method": method,
-            "settings": chosen,
-            **_cache(folder / f"best-{seed}"),
+            "settings": settings,
+            **_cache(self.folder / f"best-{split}"),
         }
-        for chosen in settings
-        for seed in range(args.seeds)
-    ]
+
+    def _write(self, trials: list[dict[str, Any]]) -> None:
+        """The best of these trials to the settings, all of them to the log."""
+        method, log = trials[0]["method"], HERE / "results" / f"tuning-{self.dataset}.json"
+        chosen, others = _read(self._settings, {}), _read(log, [])
+        save(self._settings, chosen | {method: trials[0]["settings"]})
+        save(log, [trial for trial in others if trial["method"] != method] + trials)
+
+    @property
+    def _settings(self) -> Path:
+        return SETTINGS / f"{self.dataset}.json"
 
 
-def _search(
-    executor: ProcessPoolExecutor, method: str, jobs: list[Job]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings whose mean over the seeds is best, and what each of them reached."""
-    function = run_teacher if method == TEACHER else run_student
-    scores: dict[str, list[float]] = defaultdict(list)
-    for result in run_all(executor, method, function, jobs):
-        scores[json.dumps(result["job"]["settings"])].append(_score(method, result))
-    ranked = sorted(scores, key=lambda settings: -fmean(scores[settings]))
-    log = [
-        {"method": method, "settings": json.loads(s), "validation": sorted(scores[s])}
-        for s in ranked
-    ]
-    return json.loads(ranked[0]), log
+def ranked(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that were tried on most splits first, the best of them in front."""
+    return sorted(trials, key=lambda t: (-len(t["validation"]), -fmean(t["validation"])))
 
 
-def _score(method: str, result: Result) -> float:
-    """Accuracy on the whole input; of a teacher, who has to teach each view, on all views."""
-    views = result["views"] if method == TEACHER else {"full": result["views"]["full"]}
-    return fmean(view["accuracy"] for view in views.values())
-
-
-def _draw(dataset: str, method: str, trials: int) -> list[dict[str, Any]]:
+def draw(dataset: str, method: str, trials: int) -> list[dict[str, Any]]:
     """Settings drawn at random: in one trial, what methods have in common is the same for all."""
-    space = {k: v for k, v in SPACES[method].items() if dataset != "mfeat" or k != "word_dropout"}
-    return [
+    words = not dataset.startswith("mfeat")
+    space = {name: v for name, v in SPACES[method].items() if words or name != "word_dropout"}
+    drawn = [
         {name: random.Random(f"{trial} {name}").choice(v) for name, v in space.items()}
         for trial in range(trials)
     ]
+    return [settings for n, settings in enumerate(drawn) if settings not in drawn[:n]]
 
 
-def _teachers(args: argparse.Namespace, folder: Path) -> list[Job]:
-    return [
-        {**_job(args, seed), "settings": settings, **_cache(folder / f"trial{number}-{seed}")}
-        for number, settings in enumerate(_draw(args.dataset, TEACHER, args.trials))
-        for seed in range(args.seeds)
-    ]
-
-
-def _job(args: argparse.Namespace, seed: int) -> Job:
-    return {
-        "dataset": args.dataset,
-        "seed": seed,
-        "epochs": args.epochs,
-        "device": args.device,
-        "part": "validation",
-    }
+def _score(result: Result) -> float:
+    """Accuracy on the whole input; of a teacher, who has to teach each view, on all views."""
+    views = result["views"]
+    chosen = views if result["job"]["method"] == TEACHER else {"full": views["full"]}
+    return fmean(view["accuracy"] for view in chosen.values())
 
 
 def _cache(path: Path) -> Job:
     return {"cache": str(path), "fingerprint": path.name}
+
+
+def _read(path: Path, otherwise: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else otherwise
 
 
 if __name__ == "__main__":
