@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import cycle
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -20,15 +16,25 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import full
-from benchmarks.jobs import Result
+from benchmarks.full import SHARING
 from benchmarks.methods import ALL
+from benchmarks.outcomes import (
+    Found,
+    Measure,
+    Row,
+    found,
+    gain,
+    mean_of,
+    singles,
+    validated,
+    values,
+    was_run,
+    whole,
+)
 from benchmarks.report import interval, paired, spread
-from benchmarks.runs import Runs
 from benchmarks.training import MISSING
 
-RESULTS = Path(__file__).parent / "results"
-SEEDS = 10
-WIDTH = 110  # of the tables in a page
+WIDTH = 114  # of the tables in a page
 KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
 DROPPED = "labels + modality dropout"
 FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of the first claim
@@ -36,85 +42,11 @@ MSD = tuple(name for name in ALL if name.startswith("MSD"))
 WEIGHTED = ("MSD population", "MSD saliency", "MSD teacher loss", "MSD learned")
 SCORE = {"emoji-keywords": "mean average precision"}
 
-Row = dict[int, Result]  # by seed
-Measure = Callable[[Result], float]
-
-
-def whole(run: Result) -> float:
-    return 100 * run["views"]["full"]["accuracy"]
-
-
-def singles(run: Result) -> float:
-    return mean_of(run, "accuracy", 100)
-
-
-def mean_of(run: Result, metric: str, times: float = 1) -> float:
-    """The mean over the modalities, each alone."""
-    return times * fmean(m[metric] for view, m in run["views"].items() if view != "full")
-
 
 def blind(row: Row) -> str:
     """How many students of two modalities say of one alone the same as of both."""
     each = [[v["nll"] for v in run["views"].values()] for run in row.values()]
     return f"{sum(whole in alone for whole, *alone in each)}/{len(each)}"
-
-
-class Found:
-    """The runs of one data set, by question."""
-
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset
-        self.runs = Runs(RESULTS / dataset / "full.jsonl")
-
-    def rows(self, question: str) -> dict[tuple[Any, str], Row]:
-        """(value, method) -> its runs, as far as they were made."""
-        jobs = full.of(question, self.dataset, SEEDS, Path())
-        found: dict[tuple[Any, str], Row] = {name: {} for name in self._asked(question)}
-        for name, job in zip(cycle(found), jobs, strict=False):
-            if self.runs.has(job):
-                found[name][job["seed"]] = self.runs.get(job)
-        return {name: row for name, row in found.items() if row}
-
-    def answered(self, question: str) -> dict[tuple[Any, str], Row]:
-        """The same, but nothing unless there are runs of all that is asked."""
-        rows = self.rows(question)
-        return rows if len(rows) == len(self._asked(question)) else {}
-
-    def _asked(self, question: str) -> list[tuple[Any, str]]:
-        asked = full.QUESTIONS[question]
-        pairs = [(value, method) for value in asked.values for method in asked.methods]
-        return [(value, method) for value, method in pairs if method in self.chosen]
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        return full.settings_of(self.dataset)
-
-    @property
-    def methods(self) -> dict[str, Row]:
-        return {method: row for (_, method), row in self.rows("methods").items()}
-
-    @property
-    def teachers(self) -> Row:
-        return {
-            run["job"]["seed"]: run
-            for run in self.runs.results.values()
-            if run["job"]["method"] == full.TEACHER
-            and run["job"]["part"] == "test"
-            and "weak" not in run["job"]
-        }
-
-    def best(self, methods: Iterable[str]) -> str:
-        """The method that does best on validation data, on the whole input."""
-        known = self.methods
-        means = {
-            m: values(known[m], lambda run: run["validation"]).mean() for m in methods if m in known
-        }
-        return max(means, key=means.__getitem__)
-
-
-@cache
-def found(dataset: str) -> Found:
-    return Found(dataset)
 
 
 def score(of: Found) -> str:
@@ -124,16 +56,6 @@ def score(of: Found) -> str:
 def _seeds(rows: Mapping[Any, Row]) -> str:
     counts = sorted({len(row) for row in rows.values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def values(row: Row, measure: Measure) -> np.ndarray:
-    return np.array([measure(row[seed]) for seed in sorted(row)])
-
-
-def gain(row: Row, other: Row, measure: Measure) -> np.ndarray:
-    """What one method is ahead of another, seed by seed, on the seeds that both have."""
-    shared = sorted(row.keys() & other.keys())
-    return np.array([measure(row[s]) - measure(other[s]) for s in shared])
 
 
 def told(differences: np.ndarray) -> str:
@@ -158,7 +80,7 @@ def methods(of: Found) -> Iterator[Table]:
     _columns(first, "whole input", "one modality", "half missing", "NLL", "blind", "params")
     for name, row in {"teacher": of.teachers, **rows}.items():
         first.add_row(
-            name,
+            _dropped(name),
             spread(values(row, whole)),
             spread(values(row, singles)),
             spread(values(row, lambda run: 100 * run["missing"]["0.5"])),
@@ -181,8 +103,8 @@ def methods(of: Found) -> Iterator[Table]:
             for base in (KD, ROBUST)
             for measure in (whole, singles)
         ]
-        second.add_row(name, *cells)
-    second.caption = "KD + drop: KD + modality dropout; last: seeds won"
+        second.add_row(_dropped(name), *cells)
+    second.caption = "drop: modality dropout; last: seeds won"
     yield second
     if "MSD + FitNet" in rows:
         yield _on_top(rows)
@@ -201,39 +123,58 @@ def _on_top(rows: Mapping[str, Row]) -> Table:
 
 def fidelity(of: Found) -> Iterator[Table]:
     """How well a student's confidence is founded, and how near it is to the teacher."""
-    table = _table(f"{of.dataset}: calibration, and fidelity to the teacher")
-    _columns(table, "ECE, whole", "ECE, one", "KL, whole", "KL, one", "agree, whole", "agree, one")
-    for name, row in of.methods.items():
-        cells = []
-        for metric, times, digits in (("ece", 100, 1), ("kl", 1, 3), ("agreement", 100, 1)):
-            full_view = values(row, lambda r, m=metric, t=times: t * r["views"]["full"][m])
-            single = values(row, lambda r, m=metric, t=times: mean_of(r, m, t))
-            cells += [spread(full_view, digits), spread(single, digits)]
-        table.add_row(name, *cells)
-    table.caption = "ECE: expected calibration error, %; KL: nats; agree: % of equal decisions"
-    yield table
+    metrics = {"ECE": "ece", "KL": "kl", "agree": "agreement"}
+    measures: dict[str, Measure] = {}
+    for head, metric in metrics.items():
+        measures[f"{head}, whole"] = lambda run, m=metric: 100 * run["views"]["full"][m]
+        measures[f"{head}, one"] = lambda run, m=metric: mean_of(run, m, 100)
+    yield from _compared(
+        of,
+        "calibration, and fidelity to the teacher",
+        of.methods,
+        measures,
+        "ECE: expected calibration error, %; KL: hundredths of a nat; agree: % of equal decisions",
+    )
 
 
 def modalities(of: Found) -> Iterator[Table]:
     """Each modality alone."""
-    table = _table(f"{of.dataset}: {score(of)} in % on one modality")
-    rows = {"teacher": of.teachers, **of.methods}
+    rows = {full.TEACHER: of.teachers, **of.methods}
     views = [v for v in next(iter(of.teachers.values()))["views"] if v != "full"]
-    _columns(table, *views)
-    for name, row in rows.items():
-        cells = [values(row, lambda r, v=v: 100 * r["views"][v]["accuracy"]) for v in views]
-        table.add_row(name, *map(spread, cells))
-    yield table
+    measures = {v: lambda run, v=v: 100 * run["views"][v]["accuracy"] for v in views}
+    yield from _compared(of, f"{score(of)} in % on one modality", rows, measures)
 
 
 def missing(of: Found) -> Iterator[Table]:
     """Where modalities are missing at random in the test data."""
-    table = _table(f"{of.dataset}: {score(of)} in %, modalities missing")
-    _columns(table, *(f"{100 * share:.0f} %" for share in MISSING))
-    for name, row in {"teacher": of.teachers, **of.methods}.items():
-        cells = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]) for s in MISSING]
-        table.add_row(name, *map(spread, cells))
-    yield table
+    rows = {full.TEACHER: of.teachers, **of.methods}
+    measures = {
+        f"{100 * share:.0f} %": lambda run, s=share: 100 * run["missing"][f"{s:g}"]
+        for share in MISSING
+    }
+    yield from _compared(of, f"{score(of)} in %, modalities missing", rows, measures)
+
+
+def _compared(
+    of: Found,
+    what: str,
+    rows: Mapping[str, Row],
+    measures: Mapping[str, Measure],
+    caption: str = "",
+) -> Iterator[Table]:
+    """What each method reaches, and how far that is from what KD does."""
+    reached = _table(f"{of.dataset}: {what}")
+    apart = _table("the same, less that of KD: paired mean ± half of the 95 % interval")
+    for table in (reached, apart):
+        _columns(table, *measures)
+    for name, row in rows.items():
+        cells = (spread(values(row, measure)) for measure in measures.values())
+        reached.add_row(_dropped(name), *cells)
+        if name not in (KD, full.TEACHER):
+            gains = (gain(row, rows[KD], measure) for measure in measures.values())
+            apart.add_row(_dropped(name), *map(short, gains))
+    apart.caption = caption
+    yield from (reached, apart)
 
 
 VARIED = {
@@ -260,20 +201,25 @@ def varied(of: Found, question: str) -> Iterator[Table | str]:
     pairs = [(base, m) for base in bases for m in (whole, singles)]
     named = {whole: "whole", singles: "one", KD: "KD", EQUAL: "equal"}
     if question == "epochs":
-        named |= {KD: f"KD x {LONG}", EQUAL: "equal x 1"}
+        named |= {KD: f"KD x{LONG}", EQUAL: "equal x1"}
     heads = (f"{named[measure]}, to {named[base]}" for base, measure in pairs)
     _columns(table, "", "whole input", "one modality", *heads)
     for (value, name), row in rows.items():
         others = {base: _other(of, question, rows, value, base) for base in bases}
         table.add_row(
-            name,
+            _dropped(name),
             "" if isinstance(value, bool) else f"{value:g}",
             spread(values(row, whole)),
             spread(values(row, singles)),
             *("" if others[b] is row else short(gain(row, others[b], m)) for b, m in pairs),
         )
-    table.caption = "points ahead, paired mean ± half of the 95 % interval; equal: MSD equal"
+    table.caption = "points ahead, paired mean ± half of the 95 % interval; drop: modality dropout"
     yield table
+
+
+def _dropped(name: str) -> str:
+    """A method's name, shorter."""
+    return name.replace("modality dropout", "drop")
 
 
 def _other(of: Found, question: str, rows: Mapping[Any, Row], value: Any, base: str) -> Row:
@@ -283,6 +229,34 @@ def _other(of: Found, question: str, rows: Mapping[Any, Row], value: Any, base: 
     if question == "epochs":
         return rows[{KD: LONG, EQUAL: 1}[base], base]
     return rows[value, base]
+
+
+def shared(of: Found) -> Iterator[Table | str]:
+    """The same settings for all: the mean over them, and what validation data chose of them."""
+    rows = of.answered("shared")
+    if not rows:
+        yield f"{of.dataset}, the same settings: not yet run."
+        return
+    for measure, where in ((whole, "whole input"), (singles, "one modality")):
+        yield _of_shared(of, rows, measure, where)
+
+
+def _of_shared(of: Found, rows: Mapping[Any, Row], measure: Measure, where: str) -> Table:
+    tried = full.values_of("shared", of.dataset)
+    best = {m: max(tried, key=lambda n, m=m: values(rows[n, m], validated).mean()) for m in SHARING}
+    table = _table(f"{of.dataset}, {where}: {len(tried)} settings for all (seeds: {_seeds(rows)})")
+    _columns(table, "all", "best", "to KD, all", "best", "to KD + drop, all", "best")
+    for name in SHARING:
+        reached = np.mean([values(rows[n, name], measure) for n in tried], axis=0)
+        cells = [spread(reached), spread(values(rows[best[name], name], measure))]
+        for base in (KD, ROBUST):
+            ahead = [gain(rows[n, name], rows[n, base], measure) for n in tried]
+            chosen = gain(rows[best[name], name], rows[best[base], base], measure)
+            pair = (np.mean(ahead, axis=0), chosen)
+            cells += ["", ""] if name == base else map(short, pair)
+        table.add_row(_dropped(name), *cells)
+    table.caption = "all: the mean over the settings; best: as the seeds' validation parts choose"
+    return table
 
 
 def tiny(of: Found) -> Iterator[Table | str]:
@@ -357,7 +331,7 @@ def _cell(of: Found, claim: Claim, measure: Measure) -> str:
     if not {one, other} <= of.methods.keys():
         return "not yet run"
     ahead = gain(of.methods[one], of.methods[other], measure)
-    pair = f"{one[4:]} /\n{other.replace('modality dropout', 'drop')}\n" if claim.named else ""
+    pair = f"{one[4:]} /\n{_dropped(other)}\n" if claim.named else ""
     return f"{pair}{short(ahead)}\n{verdict(ahead)}"
 
 
@@ -381,14 +355,10 @@ ANSWERS = {
     "fidelity": fidelity,
     "modalities": modalities,
     "missing": missing,
+    "shared": shared,
     "tiny": tiny,
     "blind": unseen,
 }
-
-
-def was_run(dataset: str) -> bool:
-    """Whether there are results of a data set."""
-    return (RESULTS / dataset / "full.jsonl").exists()
 
 
 def _table(title: str) -> Table:

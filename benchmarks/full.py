@@ -21,6 +21,7 @@ from benchmarks.runs import Runs, fingerprint, key
 from benchmarks.training import run_student, run_teacher, untaught
 
 SETTINGS = Path(__file__).parent / "settings"
+RESULTS = Path(__file__).parent / "results"
 TEACHER = "teacher"
 FIRST = 10  # the test results of smaller seeds were known before the settings were chosen
 EPOCHS = {"mfeat": 64, "mfeat-six": 64, "emoji": 16, "hanzi": 16, "emoji-keywords": 64}
@@ -89,8 +90,10 @@ BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both moda
 }
 TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
 FEW = ("KD", "KD + modality dropout", "MSD equal", "MSD saliency")
+SHARING = ("KD", "KD + modality dropout", "MSD equal")
 QUESTIONS = {
     "methods": Question(),
+    "shared": Question(SHARING, "shared"),
     "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
     "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
     "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
@@ -102,7 +105,33 @@ QUESTIONS = {
     "epochs": Question(("KD", "KD + modality dropout", "MSD equal"), "epochs", (1, 3)),
 }
 WORDS = ("emoji", "hanzi", "emoji-keywords")  # whose tower draws what it drops
-ONLY = {**dict.fromkeys(TRIALS, ("emoji",)), "stacked": WORDS}
+ONLY = {
+    **dict.fromkeys(QUESTIONS, (*WORDS, "mfeat")),
+    **dict.fromkeys(("methods", "size"), tuple(EPOCHS)),
+    **dict.fromkeys(TRIALS, ("emoji",)),
+    "stacked": WORDS,
+}
+
+
+def values_of(question: str, dataset: str) -> tuple[Any, ...]:
+    """What is varied; settings differ by data set."""
+    if question == "shared":
+        return tuple(range(len(shared(dataset))))
+    return QUESTIONS[question].values
+
+
+def shared(dataset: str) -> list[dict[str, Any]]:
+    """All settings that were among the best of one of these methods, as each of them takes them."""
+    log = json.loads((RESULTS / f"tuning-{dataset}.json").read_text())
+    tried: dict[str, dict[str, Any]] = {}
+    finalists: dict[str, None] = {}
+    for trial in log:
+        if trial["method"] in SHARING:
+            common = {name: v for name, v in trial["settings"].items() if name != "drop"}
+            tried.setdefault(json.dumps(common), {})[trial["method"]] = trial["settings"]
+            if len(trial["validation"]) > 1:
+                finalists[json.dumps(common)] = None
+    return [tried[common] for common in finalists]
 
 
 def settings_of(dataset: str) -> dict[str, Any]:
@@ -117,7 +146,7 @@ def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int
     ordered = [name for name in EPOCHS if name in datasets]  # those that take less come first
     with pool(cores()) as executor:
         for question in questions:
-            for name in (name for name in ordered if name in ONLY.get(question, ordered)):
+            for name in (name for name in ordered if name in ONLY[question]):
                 jobs = list(of(question, name, seeds, out / name))
                 if not jobs:  # of methods whose settings are not chosen yet
                     continue
@@ -133,7 +162,7 @@ def of(question: str, dataset: str, seeds: int, folder: Path) -> Iterator[Job]:
     chosen = settings_of(dataset)
     first = 0 if question in TRIALS else FIRST
     for seed in range(first, first + seeds):
-        for value in asked.values:
+        for value in values_of(question, dataset):
             told = _of_teacher(asked.vary, value, dataset)
             teacher = _teacher(dataset, seed, chosen[TEACHER], folder, told)
             for method in asked.methods:
@@ -155,6 +184,8 @@ def _of_teacher(vary: str, value: Any, dataset: str) -> Job:
 def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
     if vary in ("", "weak"):  # that is the teacher's
         return job
+    if vary == "shared":
+        return {**job, "settings": shared(job["dataset"])[value][job["method"]]}
     if vary == "single":  # what a modality alone counts, all else as with equal weights
         return {**job, "settings": {**chosen["MSD equal"], "single": value}}
     if vary == "epochs":

@@ -18,8 +18,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from benchmarks import answers, corrupted, full, measure, pictures
+from benchmarks.outcomes import was_run
 
-PICTURES = {"views": "docs/views.png"}  # the first group of a result
+PICTURES = {"views": "docs/views.png", "cost": "docs/cost.png"}  # the first group of a result
 PAGES = tuple(
     Path(page)
     for page in ("README.md", "docs/performance.md", "docs/learned-weights.md", "docs/study.md")
@@ -78,8 +79,8 @@ def main() -> None:
         page.write_text(drawn(page.read_text()))
     for name, path in PICTURES.items():
         draw(name, Path(path))
-    for dataset in filter(answers.was_run, full.EPOCHS):
-        pictures.draw(dataset, measure.RESULTS / dataset / "full.png")
+    for dataset in filter(was_run, full.EPOCHS):
+        pictures.draw(dataset, measure.RESULTS / dataset)
 
 
 if __name__ == "__main__":

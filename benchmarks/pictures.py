@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +14,63 @@ matplotlib.use("Agg")  # no screen is needed
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.answers import EQUAL, KD, ROBUST, Found, found, gain, score, singles, values, whole
+from benchmarks.answers import EQUAL, KD, ROBUST, VARIED, score
+from benchmarks.full import TEACHER
+from benchmarks.outcomes import Found, Row, found, gain, mean_of, singles, values, whole
 from benchmarks.report import COLOURS, interval
 from benchmarks.training import MISSING
 
-SHOWN = (KD, ROBUST, EQUAL, "MSD saliency")
+STYLES = {  # of the methods that are drawn as curves
+    KD: ("o", COLOURS[0]),
+    ROBUST: ("s", COLOURS[1]),
+    EQUAL: ("^", COLOURS[2]),
+    "MSD saliency": ("D", "#cc79a7"),
+    "labels": (".", "black"),
+}
+MEASURES = ((whole, "whole input", COLOURS[0]), (singles, "one modality", COLOURS[1]))
 
 
-def draw(dataset: str, path: Path) -> None:
-    """What each method is ahead of KD; the sweep of weights; modalities missing."""
+def draw(dataset: str, folder: Path) -> None:
+    """Two pictures of a data set: its methods, and what the other questions vary."""
     of = found(dataset)
-    drawn = [_draw_gains, *([_draw_sweep] if of.answered("population") else []), _draw_missing]
-    figure, axes = plt.subplots(1, len(drawn), figsize=(13, 5.2), layout="constrained")
-    for axis, draw_part in zip(axes, drawn, strict=True):
+    sweep = [_draw_sweep] if of.answered("population") else []
+    _save(of, [_draw_methods, *sweep, _draw_missing], folder / "full.png")
+    teachers = [partial(_draw_taught, question=q) for q in ("weak", "corrupted") if of.answered(q)]
+    curves = [partial(_draw_curve, question=q) for q in CURVES if of.answered(q)]
+    _save(of, [_draw_fidelity, *teachers, *curves], folder / "questions.png")
+
+
+def _save(of: Found, parts: Sequence[Callable[[Any, Found], None]], path: Path) -> None:
+    lines = -(-len(parts) // 3)
+    columns = min(3, len(parts))
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(13, 4.6 * lines), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(parts) :]:
+        axis.set_axis_off()
+    for axis, draw_part in zip(axes.flat, parts, strict=False):
         draw_part(axis, of)
-    figure.suptitle(f"{dataset}: {score(of)}")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.suptitle(f"{of.dataset}: {score(of)}")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
 
 
-def _draw_gains(axis: Any, of: Found) -> None:
-    names = [name for name in of.methods if name != KD][::-1]
-    for measure, label, colour, shift in (
-        (whole, "whole input", COLOURS[0], 0.15),
-        (singles, "one modality", COLOURS[1], -0.15),
-    ):
-        gains = [gain(of.methods[name], of.methods[KD], measure) for name in names]
+def _draw_methods(axis: Any, of: Found) -> None:
+    _draw_gains(axis, of.methods)
+
+
+def _draw_taught(axis: Any, of: Found, question: str) -> None:
+    _draw_gains(axis, {method: row for (_, method), row in of.answered(question).items()})
+    axis.set_title(VARIED[question], fontsize=9)
+
+
+def _draw_gains(axis: Any, methods: Mapping[str, Row]) -> None:
+    names = [name for name in methods if name != KD][::-1]
+    for (measure, label, colour), shift in zip(MEASURES, (0.15, -0.15), strict=True):
+        gains = [gain(methods[name], methods[KD], measure) for name in names]
         middle = np.array([g.mean() for g in gains])
-        halves = [(interval(g)[1] - interval(g)[0]) / 2 for g in gains]
         rows = np.arange(len(names)) + shift
+        halves = [*map(_half, gains)]
         axis.errorbar(middle, rows, xerr=halves, fmt="o", ms=3.5, color=colour, label=label)
     axis.axvline(0, color="black", lw=0.8, ls="--")
     axis.set(yticks=range(len(names)), xlabel="points ahead of KD (95 % interval)")
@@ -48,12 +78,61 @@ def _draw_gains(axis: Any, of: Found) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
+def _half(gains: np.ndarray) -> float:
+    low, high = interval(gains)
+    return (high - low) / 2
+
+
+CURVES = {  # what is varied, and the usual value of it
+    "labelled": ("share of the training data that has labels", 1.0),
+    "size": ("the student's width, times the usual", 1.0),
+    "epochs": ("the epochs, times the usual", 1),
+}
+
+
+def _draw_curve(axis: Any, of: Found, question: str) -> None:
+    """How the scores on the whole input change with what is varied."""
+    what, usual = CURVES[question]
+    rows = of.answered(question)
+    for name in dict.fromkeys(method for _, method in rows):
+        points = {value: row for (value, method), row in rows.items() if method == name}
+        points[usual] = of.methods[name]
+        ordered = sorted(points)
+        scores = [values(points[value], whole) for value in ordered]
+        mark, colour = STYLES[name]
+        error = [s.std(ddof=1) / len(s) ** 0.5 for s in scores]
+        axis.errorbar(
+            ordered,
+            [s.mean() for s in scores],
+            yerr=error,
+            marker=mark,
+            ms=4,
+            capsize=2,
+            color=colour,
+            label=name,
+        )
+    axis.set_xscale("log")
+    axis.set(xticks=ordered, xlabel=what, ylabel="%, whole input (bars: standard error)")
+    axis.set_xticklabels([f"{value:g}" for value in ordered])
+    axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_fidelity(axis: Any, of: Found) -> None:
+    """How far each method is from the teacher, on the whole input and on one modality."""
+    for name, row in of.methods.items():
+        near = [values(row, lambda run: run["views"]["full"]["kl"]).mean()]
+        near += [values(row, lambda run: mean_of(run, "kl")).mean()]
+        mark, colour = STYLES.get(name, (".", "#999999"))
+        axis.plot(*near, marker=mark, ms=5, ls="", color=colour)
+        axis.annotate(name, near, fontsize=6, xytext=(3, 2), textcoords="offset points")
+    axis.set(xlabel="KL to the teacher, whole input (nats)", ylabel="on one modality (nats)")
+    axis.set(yscale="log")
+
+
 def _draw_sweep(axis: Any, of: Found) -> None:
     rows = of.answered("population")
-    for measure, label, colour in (
-        (whole, "whole input", COLOURS[0]),
-        (singles, "one modality", COLOURS[1]),
-    ):
+    for measure, label, colour in MEASURES:
         weights = [value for value, _ in rows]
         middle = [values(row, measure).mean() for row in rows.values()]
         axis.plot(weights, middle, "o-", ms=4, color=colour, label=label)
@@ -63,9 +142,9 @@ def _draw_sweep(axis: Any, of: Found) -> None:
 
 
 def _draw_missing(axis: Any, of: Found) -> None:
-    styles = zip((*SHOWN, "teacher"), "os^D.", (*COLOURS, "#cc79a7", "black"), strict=True)
-    for name, mark, colour in styles:
-        row = of.teachers if name == "teacher" else of.methods[name]
+    rows = {**of.methods, TEACHER: of.teachers}
+    for name, (mark, colour) in {**STYLES, TEACHER: ("x", "#999999")}.items():
+        row = rows[name]
         curve = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]).mean() for s in MISSING]
         curve = [values(row, whole).mean(), *curve]
         shares = [0, *(100 * share for share in MISSING)]

@@ -22,13 +22,12 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.datasets import DATASETS, load
-from benchmarks.full import EPOCHS, SETTINGS, TEACHER, settings_of
+from benchmarks.full import EPOCHS, RESULTS, SETTINGS, TEACHER, settings_of
 from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.methods import METHODS, ONE_LABEL
 from benchmarks.runs import Job, Result
 from benchmarks.training import run_student, run_teacher
 
-HERE = Path(__file__).parent
 SPLITS = (100, 101, 102)  # apart from those that are tested
 FINALISTS = 4  # one of so many settings is tried on all splits, and two at least
 
@@ -177,7 +176,7 @@ class Tuning:
 
     def _write(self, trials: list[dict[str, Any]]) -> None:
         """The best of these trials to the settings, all of them to the log."""
-        method, log = trials[0]["method"], HERE / "results" / f"tuning-{self.dataset}.json"
+        method, log = trials[0]["method"], RESULTS / f"tuning-{self.dataset}.json"
         chosen, others = _read(self._settings, {}), _read(log, [])
         save(self._settings, chosen | {method: trials[0]["settings"]})
         save(log, [trial for trial in others if trial["method"] != method] + trials)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 pytest.importorskip("rich", reason="needs the extra `study`")
 pytest.importorskip("matplotlib", reason="needs the extra `study`")
 
-from benchmarks import answers, full, measures
+from benchmarks import answers, full, measures, outcomes, pictures
 from benchmarks.datasets import DATASETS, load
 from benchmarks.methods import ALL, Fading, Run, task_loss
 from benchmarks.models import STUDENT, Towers
@@ -195,8 +195,10 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     monkeypatch.setattr(full, "EPOCHS", {"emoji": 1})
     tiny = full.Question(("KD", "MSD equal"), "tiny", ("as it is", "temperature 1"))
     white = "no picture is white, not black"
-    blind = full.Question(("MSD equal",), "blind", ("as chosen", white))
+    blind = full.Question(("MSD equal",), "blind", ("as it was", white))
     single = full.Question(("MSD population",), "single", (0.0, 0.5))
+    slower = dict.fromkeys(full.SHARING, SETTINGS | {"rate": 0.01})
+    monkeypatch.setattr(full, "shared", lambda dataset: [slower])
     asked = {**full.QUESTIONS, "tiny": tiny, "blind": blind, "population": single}
     monkeypatch.setattr(full, "QUESTIONS", asked)
     full.run(tmp_path, ["emoji"], list(asked), seeds=1)
@@ -229,8 +231,8 @@ def test_a_verdict_is_where_the_interval_lies() -> None:
 def test_differences_are_those_of_seeds_that_both_have() -> None:
     one = {seed: {"score": float(seed)} for seed in (0, 2, 3)}
     other = {seed: {"score": 0.5} for seed in (0, 1, 3)}
-    found = answers.gain(one, other, lambda run: run["score"])
-    assert found.tolist() == [-0.5, 2.5]
+    ahead = outcomes.gain(one, other, lambda run: run["score"])
+    assert ahead.tolist() == [-0.5, 2.5]
 
 
 def test_the_best_is_chosen_by_validation_and_not_by_test(
@@ -238,11 +240,17 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(
 ) -> None:
     settings = {"teacher": SETTINGS, "KD": SETTINGS, "FitNet": SETTINGS}
     monkeypatch.setattr(full, "settings_of", lambda dataset: settings)
-    monkeypatch.setattr(answers, "RESULTS", tmp_path)
+    monkeypatch.setattr(outcomes, "RESULTS", tmp_path)
     runs = Runs(tmp_path / "emoji" / "full.jsonl")
     for job in full.of("methods", "emoji", 2, Path()):
         told = {key: value for key, value in job.items() if key != "cache"}
         first = job["method"] == "KD"
         views = {"full": {"accuracy": 0.1 if first else 0.9}}
         runs.extend([{"job": told, "views": views, "validation": 0.8 if first else 0.7}])
-    assert answers.Found("emoji").best(("KD", "FitNet")) == "KD"
+    assert outcomes.Found("emoji").best(("KD", "FitNet")) == "KD"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_both_pictures_of_a_data_set_are_drawn(name: str, tmp_path: Path) -> None:
+    pictures.draw(name, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"full.png", "questions.png"}

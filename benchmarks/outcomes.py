@@ -1,0 +1,112 @@
+"""The runs of the full study that were made, by question: what its tables and pictures are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from benchmarks import full
+from benchmarks.runs import Result, Runs
+
+RESULTS = full.RESULTS
+SEEDS = 10
+
+Row = dict[int, Result]  # by seed
+Measure = Callable[[Result], float]
+
+
+def whole(run: Result) -> float:
+    return 100 * run["views"]["full"]["accuracy"]
+
+
+def validated(run: Result) -> float:
+    """What validation data say, on the whole input."""
+    score: float = run["validation"]
+    return score
+
+
+def singles(run: Result) -> float:
+    return mean_of(run, "accuracy", 100)
+
+
+def mean_of(run: Result, metric: str, times: float = 1) -> float:
+    """The mean over the modalities, each alone."""
+    return times * fmean(m[metric] for view, m in run["views"].items() if view != "full")
+
+
+class Found:
+    """The runs of one data set, by question."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        self.runs = Runs(RESULTS / dataset / "full.jsonl")
+
+    def rows(self, question: str) -> dict[tuple[Any, str], Row]:
+        """(value, method) -> its runs, as far as they were made."""
+        jobs = full.of(question, self.dataset, SEEDS, Path())
+        found: dict[tuple[Any, str], Row] = {name: {} for name in self._asked(question)}
+        for name, job in zip(cycle(found), jobs, strict=False):
+            if self.runs.has(job):
+                found[name][job["seed"]] = self.runs.get(job)
+        return {name: row for name, row in found.items() if row}
+
+    def answered(self, question: str) -> dict[tuple[Any, str], Row]:
+        """The same, but nothing unless there are runs of all that is asked."""
+        rows = self.rows(question)
+        return rows if len(rows) == len(self._asked(question)) else {}
+
+    def _asked(self, question: str) -> list[tuple[Any, str]]:
+        asked = full.QUESTIONS[question]
+        known = full.values_of(question, self.dataset)
+        pairs = [(value, method) for value in known for method in asked.methods]
+        return [(value, method) for value, method in pairs if method in self.chosen]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return full.settings_of(self.dataset)
+
+    @property
+    def methods(self) -> dict[str, Row]:
+        return {method: row for (_, method), row in self.rows("methods").items()}
+
+    @property
+    def teachers(self) -> Row:
+        return {
+            run["job"]["seed"]: run
+            for run in self.runs.results.values()
+            if run["job"]["method"] == full.TEACHER
+            and run["job"]["part"] == "test"
+            and "weak" not in run["job"]
+        }
+
+    def best(self, methods: Iterable[str]) -> str:
+        """The method that does best on validation data, on the whole input."""
+        known = self.methods
+        means = {m: values(known[m], validated).mean() for m in methods if m in known}
+        return max(means, key=means.__getitem__)
+
+
+@cache
+def found(dataset: str) -> Found:
+    return Found(dataset)
+
+
+def was_run(dataset: str) -> bool:
+    """Whether there are results of a data set."""
+    return (RESULTS / dataset / "full.jsonl").exists()
+
+
+def values(row: Row, measure: Measure) -> np.ndarray:
+    return np.array([measure(row[seed]) for seed in sorted(row)])
+
+
+def gain(row: Row, other: Row, measure: Measure) -> np.ndarray:
+    """What one method is ahead of another, seed by seed, on the seeds that both have."""
+    shared = sorted(row.keys() & other.keys())
+    return np.array([measure(row[s]) - measure(other[s]) for s in shared])
