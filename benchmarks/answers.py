@@ -78,7 +78,7 @@ def methods(of: Found) -> Iterator[Table]:
     title = f"{of.dataset}: {score(of)} in %, mean ± standard deviation"
     first = _table(f"{title} (seeds: {_seeds(rows)})")
     _columns(first, "whole input", "one modality", "half missing", "NLL", "blind", "params")
-    for name, row in {"teacher": of.teachers, **rows}.items():
+    for name, row in of.networks.items():
         first.add_row(
             _dropped(name),
             spread(values(row, whole)),
@@ -139,20 +139,18 @@ def fidelity(of: Found) -> Iterator[Table]:
 
 def modalities(of: Found) -> Iterator[Table]:
     """Each modality alone."""
-    rows = {full.TEACHER: of.teachers, **of.methods}
     views = [v for v in next(iter(of.teachers.values()))["views"] if v != "full"]
     measures = {v: lambda run, v=v: 100 * run["views"][v]["accuracy"] for v in views}
-    yield from _compared(of, f"{score(of)} in % on one modality", rows, measures)
+    yield from _compared(of, f"{score(of)} in % on one modality", of.networks, measures)
 
 
 def missing(of: Found) -> Iterator[Table]:
     """Where modalities are missing at random in the test data."""
-    rows = {full.TEACHER: of.teachers, **of.methods}
     measures = {
         f"{100 * share:.0f} %": lambda run, s=share: 100 * run["missing"][f"{s:g}"]
         for share in MISSING
     }
-    yield from _compared(of, f"{score(of)} in %, modalities missing", rows, measures)
+    yield from _compared(of, f"{score(of)} in %, modalities missing", of.networks, measures)
 
 
 def _compared(
@@ -186,16 +184,18 @@ VARIED = {
     "stacked": "the views stacked, where elsewhere each tower runs once",
     "epochs": "the epochs, times the usual",
 }
+TITLES = VARIED | {
+    "shared": "the same settings",
+    "tiny": "a student of half the size",
+    "blind": "students that do not use a modality",
+}
 USUAL = ("population", "stacked")  # compared with what is not varied
 LONG = 3  # times the usual epochs KD has what MSD costs in a forward for each view
 
 
-def varied(of: Found, question: str) -> Iterator[Table | str]:
+def varied(of: Found, question: str) -> Iterator[Table]:
     """One thing varied: scores, and what a method is ahead of another under the same conditions."""
     rows = of.answered(question)
-    if not rows:
-        yield f"{of.dataset}, {VARIED[question]}: not yet run."
-        return
     table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
     bases = (KD, EQUAL)
     pairs = [(base, m) for base in bases for m in (whole, singles)]
@@ -231,12 +231,9 @@ def _other(of: Found, question: str, rows: Mapping[Any, Row], value: Any, base: 
     return rows[value, base]
 
 
-def shared(of: Found) -> Iterator[Table | str]:
+def shared(of: Found) -> Iterator[Table]:
     """The same settings for all: the mean over them, and what validation data chose of them."""
     rows = of.answered("shared")
-    if not rows:
-        yield f"{of.dataset}, the same settings: not yet run."
-        return
     for measure, where in ((whole, "whole input"), (singles, "one modality")):
         yield _of_shared(of, rows, measure, where)
 
@@ -259,24 +256,19 @@ def _of_shared(of: Found, rows: Mapping[Any, Row], measure: Measure, where: str)
     return table
 
 
-def tiny(of: Found) -> Iterator[Table | str]:
+def tiny(of: Found) -> Iterator[Table]:
     """What was tried where the student is tiny, on validation data."""
     rows = of.answered("tiny")
-    if not rows:
-        yield f"{of.dataset}, a student of half the size: not yet run."
-        return
     table = _table(
         f"{of.dataset}, a student of half the size: validation accuracy in %, whole input "
         f"(seeds: {_seeds(rows)})"
     )
     _columns(table, KD, "MSD", "whole, to KD", "one, to KD", "blind: KD", "MSD")
     for value in full.TRIED:
-        pair = [rows.get((value, method)) for method in full.QUESTIONS["tiny"].methods]
-        if all(pair):
-            other, row = pair
-            cells = [spread(values(r, whole)) for r in (other, row)]
-            gains = [told(gain(row, other, measure)) for measure in (whole, singles)]
-            table.add_row(value, *cells, *gains, blind(other), blind(row))
+        other, row = (rows[value, method] for method in full.QUESTIONS["tiny"].methods)
+        cells = [spread(values(r, whole)) for r in (other, row)]
+        gains = [told(gain(row, other, measure)) for measure in (whole, singles)]
+        table.add_row(value, *cells, *gains, blind(other), blind(row))
     yield table
 
 
@@ -299,12 +291,9 @@ CLAIMS = (
 )
 
 
-def unseen(of: Found) -> Iterator[Table | str]:
+def unseen(of: Found) -> Iterator[Table]:
     """What keeps students from using both modalities, on validation data."""
     rows = of.answered("blind")
-    if not rows:
-        yield f"{of.dataset}, students that do not use a modality: not yet run."
-        return
     table = _table(f"{of.dataset}, MSD equal: validation accuracy in % (seeds: {_seeds(rows)})")
     _columns(table, "whole input", "one modality", "blind", "whole, to as it was")
     usual = rows["as it was", EQUAL]
@@ -337,6 +326,8 @@ def _cell(of: Found, claim: Claim, measure: Measure) -> str:
 
 def text(dataset: str, question: str) -> str:
     """The tables of a question as a page shows them."""
+    if question in TITLES and not found(dataset).answered(question):
+        return f"{dataset}, {TITLES[question]}: not yet run."
     if dataset == "all":
         tables = verdicts([found(name) for name in full.EPOCHS if was_run(name)])
     elif question in VARIED:

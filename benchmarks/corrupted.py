@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -33,14 +32,15 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from benchmarks import measure
 from benchmarks.datasets import PICTURE_AND_TEXT, Batch, Split, Task, load
+from benchmarks.full import TEACHER, settings_of
 from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.models import STUDENT, Towers
 from benchmarks.report import COLOURS, paired, spread
+from benchmarks.runs import RESULTS
 from benchmarks.training import BATCH, WRONG, corrupted, run_teacher
 from msdlosses import KDLoss, MetaLearner, ModalityViews, MSDLoss, TeacherCache, WeightNet
 
-RESULTS = Path(__file__).parent / "results"
-SETTINGS = json.loads((Path(__file__).parent / "settings/hanzi.json").read_text())
+SETTINGS = settings_of("hanzi")
 HELD_OUT, META_RATE, BINS = 0.1, 1e-3, 25
 VIEWS = ModalityViews(**PICTURE_AND_TEXT, ignore=("index",))
 WHOLE = ModalityViews(**PICTURE_AND_TEXT, ignore=("index",), views=("full",))
@@ -203,7 +203,7 @@ def main() -> None:
         jobs = [
             {
                 "dataset": "hanzi", "seed": seed, "epochs": args.epochs, "device": "cpu",
-                "part": "test", "method": "teacher", "settings": SETTINGS["teacher"],
+                "part": "test", "method": TEACHER, "settings": SETTINGS[TEACHER],
                 "cache": f"{folder}/{seed}", "fingerprint": str(seed),
             }
             for seed in range(args.seeds)

@@ -17,21 +17,14 @@ from typing import Any
 
 from benchmarks.jobs import Job, Result, cores, pool, run_all
 from benchmarks.methods import ALL
-from benchmarks.runs import Runs, fingerprint, key
+from benchmarks.runs import RESULTS, Runs, fingerprint, key
 from benchmarks.training import run_student, run_teacher, untaught
 
 SETTINGS = Path(__file__).parent / "settings"
-RESULTS = Path(__file__).parent / "results"
 TEACHER = "teacher"
 FIRST = 10  # the test results of smaller seeds were known before the settings were chosen
 EPOCHS = {"mfeat": 64, "mfeat-six": 64, "emoji": 16, "hanzi": 16, "emoji-keywords": 64}
-WEAK = {
-    "mfeat": "fou",
-    "mfeat-six": "pix",
-    "emoji": "image",
-    "hanzi": "text",
-    "emoji-keywords": "text",
-}
+WEAK = {"mfeat": "fou", "emoji": "image", "hanzi": "text", "emoji-keywords": "text"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ QUESTIONS = {
     "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "stacked": Question(("MSD equal",), "once", (False,)),
-    "epochs": Question(("KD", "KD + modality dropout", "MSD equal"), "epochs", (1, 3)),
+    "epochs": Question(SHARING, "epochs", (1, 3)),
 }
 WORDS = ("emoji", "hanzi", "emoji-keywords")  # whose tower draws what it drops
 ONLY = {
@@ -113,11 +106,11 @@ ONLY = {
 }
 
 
-def values_of(question: str, dataset: str) -> tuple[Any, ...]:
-    """What is varied; settings differ by data set."""
+def values_of(question: str, dataset: str) -> dict[Any, Any]:
+    """What is varied, by what it is called; settings differ by data set, and have a number."""
     if question == "shared":
-        return tuple(range(len(shared(dataset))))
-    return QUESTIONS[question].values
+        return dict(enumerate(shared(dataset)))
+    return {value: value for value in QUESTIONS[question].values}
 
 
 def shared(dataset: str) -> list[dict[str, Any]]:
@@ -146,9 +139,9 @@ def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int
     ordered = [name for name in EPOCHS if name in datasets]  # those that take less come first
     with pool(cores()) as executor:
         for question in questions:
-            for name in (name for name in ordered if name in ONLY[question]):
+            for name in ordered:
                 jobs = list(of(question, name, seeds, out / name))
-                if not jobs:  # of methods whose settings are not chosen yet
+                if not jobs:  # not asked here, or of methods whose settings are not chosen yet
                     continue
                 _teach(executor, f"{question}, {name}: teachers", runs[name], jobs)
                 missing = {key(job): job for job in jobs if not runs[name].has(job)}
@@ -158,13 +151,15 @@ def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int
 
 def of(question: str, dataset: str, seeds: int, folder: Path) -> Iterator[Job]:
     """The jobs that answer a question, of those methods that this data set has settings for."""
-    asked = QUESTIONS[question]
+    if dataset not in ONLY[question]:
+        return
+    asked, values = QUESTIONS[question], values_of(question, dataset).values()
     chosen = settings_of(dataset)
     first = 0 if question in TRIALS else FIRST
     for seed in range(first, first + seeds):
-        for value in values_of(question, dataset):
+        for value in values:
             told = _of_teacher(asked.vary, value, dataset)
-            teacher = _teacher(dataset, seed, chosen[TEACHER], folder, told)
+            teacher = common_job(dataset, seed, chosen[TEACHER], folder, told)
             for method in asked.methods:
                 if method in chosen:
                     job = {**teacher, "once": True, "method": method, "settings": chosen[method]}
@@ -185,7 +180,7 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
     if vary in ("", "weak"):  # that is the teacher's
         return job
     if vary == "shared":
-        return {**job, "settings": shared(job["dataset"])[value][job["method"]]}
+        return {**job, "settings": value[job["method"]]}
     if vary == "single":  # what a modality alone counts, all else as with equal weights
         return {**job, "settings": {**chosen["MSD equal"], "single": value}}
     if vary == "epochs":
@@ -208,7 +203,8 @@ def _tried(job: Job, tried: Mapping[str, Any]) -> Job:
     return {**job, **more, "method": method, "settings": settings}
 
 
-def _teacher(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:
+def common_job(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:
+    """What a teacher with these settings and its students have in common."""
     job = {
         "dataset": dataset,
         "seed": seed,

@@ -32,11 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.jobs import cores, save
+from benchmarks.runs import RESULTS
 
 Variant = Callable[[], object]
 Times = dict[str, list[float]]
 
-RESULTS = Path(__file__).parent / "results"
 SHORTEST = 1e-3  # seconds that a measurement lasts at least, by calling more than once
 FLUSH = 256 * 2**20  # bytes: more than a GPU's cache holds
 WIDTH = 100  # of the tables in a page

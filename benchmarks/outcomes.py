@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, cached_property
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import full
-from benchmarks.runs import Result, Runs
+from benchmarks.runs import RESULTS, Result, Runs
 
-RESULTS = full.RESULTS
 SEEDS = 10
 
 Row = dict[int, Result]  # by seed
@@ -67,15 +66,20 @@ class Found:
         pairs = [(value, method) for value in known for method in asked.methods]
         return [(value, method) for value, method in pairs if method in self.chosen]
 
-    @property
+    @cached_property
     def chosen(self) -> dict[str, Any]:
         return full.settings_of(self.dataset)
 
-    @property
+    @cached_property
     def methods(self) -> dict[str, Row]:
         return {method: row for (_, method), row in self.rows("methods").items()}
 
-    @property
+    @cached_property
+    def networks(self) -> dict[str, Row]:
+        """The teachers, and the students by method."""
+        return {full.TEACHER: self.teachers, **self.methods}
+
+    @cached_property
     def teachers(self) -> Row:
         return {
             run["job"]["seed"]: run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from benchmarks.answers import EQUAL, KD, ROBUST, VARIED, score
 from benchmarks.full import TEACHER
-from benchmarks.outcomes import Found, Row, found, gain, mean_of, singles, values, whole
-from benchmarks.report import COLOURS, interval
+from benchmarks.outcomes import Found, found, gain, mean_of, singles, values, whole
+from benchmarks.report import COLOURS, half
 from benchmarks.training import MISSING
 
 STYLES = {  # of the methods that are drawn as curves
@@ -34,8 +34,8 @@ def draw(dataset: str, folder: Path) -> None:
     """Two pictures of a data set: its methods, and what the other questions vary."""
     of = found(dataset)
     sweep = [_draw_sweep] if of.answered("population") else []
-    _save(of, [_draw_methods, *sweep, _draw_missing], folder / "full.png")
-    teachers = [partial(_draw_taught, question=q) for q in ("weak", "corrupted") if of.answered(q)]
+    _save(of, [_draw_gains, *sweep, _draw_missing], folder / "full.png")
+    teachers = [partial(_draw_gains, question=q) for q in ("weak", "corrupted") if of.answered(q)]
     curves = [partial(_draw_curve, question=q) for q in CURVES if of.answered(q)]
     _save(of, [_draw_fidelity, *teachers, *curves], folder / "questions.png")
 
@@ -55,48 +55,35 @@ def _save(of: Found, parts: Sequence[Callable[[Any, Found], None]], path: Path) 
     plt.close(figure)
 
 
-def _draw_methods(axis: Any, of: Found) -> None:
-    _draw_gains(axis, of.methods)
-
-
-def _draw_taught(axis: Any, of: Found, question: str) -> None:
-    _draw_gains(axis, {method: row for (_, method), row in of.answered(question).items()})
-    axis.set_title(VARIED[question], fontsize=9)
-
-
-def _draw_gains(axis: Any, methods: Mapping[str, Row]) -> None:
+def _draw_gains(axis: Any, of: Found, question: str = "methods") -> None:
+    methods = {method: row for (_, method), row in of.rows(question).items()}
     names = [name for name in methods if name != KD][::-1]
     for (measure, label, colour), shift in zip(MEASURES, (0.15, -0.15), strict=True):
         gains = [gain(methods[name], methods[KD], measure) for name in names]
         middle = np.array([g.mean() for g in gains])
         rows = np.arange(len(names)) + shift
-        halves = [*map(_half, gains)]
+        halves = [*map(half, gains)]
         axis.errorbar(middle, rows, xerr=halves, fmt="o", ms=3.5, color=colour, label=label)
     axis.axvline(0, color="black", lw=0.8, ls="--")
+    axis.set_title(VARIED.get(question, ""), fontsize=9)
     axis.set(yticks=range(len(names)), xlabel="points ahead of KD (95 % interval)")
     axis.set_yticklabels(names, fontsize=8)
     axis.legend(frameon=False, fontsize=8)
 
 
-def _half(gains: np.ndarray) -> float:
-    low, high = interval(gains)
-    return (high - low) / 2
-
-
-CURVES = {  # what is varied, and the usual value of it
-    "labelled": ("share of the training data that has labels", 1.0),
-    "size": ("the student's width, times the usual", 1.0),
-    "epochs": ("the epochs, times the usual", 1),
+CURVES = {  # what is varied, of which the usual is 1
+    "labelled": "share of the training data that has labels",
+    "size": VARIED["size"],
+    "epochs": VARIED["epochs"],
 }
 
 
 def _draw_curve(axis: Any, of: Found, question: str) -> None:
     """How the scores on the whole input change with what is varied."""
-    what, usual = CURVES[question]
     rows = of.answered(question)
     for name in dict.fromkeys(method for _, method in rows):
         points = {value: row for (value, method), row in rows.items() if method == name}
-        points[usual] = of.methods[name]
+        points[1] = of.methods[name]
         ordered = sorted(points)
         scores = [values(points[value], whole) for value in ordered]
         mark, colour = STYLES[name]
@@ -112,7 +99,9 @@ def _draw_curve(axis: Any, of: Found, question: str) -> None:
             label=name,
         )
     axis.set_xscale("log")
-    axis.set(xticks=ordered, xlabel=what, ylabel="%, whole input (bars: standard error)")
+    axis.set(
+        xticks=ordered, xlabel=CURVES[question], ylabel="%, whole input (bars: standard error)"
+    )
     axis.set_xticklabels([f"{value:g}" for value in ordered])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
@@ -142,9 +131,8 @@ def _draw_sweep(axis: Any, of: Found) -> None:
 
 
 def _draw_missing(axis: Any, of: Found) -> None:
-    rows = {**of.methods, TEACHER: of.teachers}
     for name, (mark, colour) in {**STYLES, TEACHER: ("x", "#999999")}.items():
-        row = rows[name]
+        row = of.networks[name]
         curve = [values(row, lambda r, s=s: 100 * r["missing"][f"{s:g}"]).mean() for s in MISSING]
         curve = [values(row, whole).mean(), *curve]
         shares = [0, *(100 * share for share in MISSING)]

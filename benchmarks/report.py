@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.full import TEACHER
 from benchmarks.runs import read
 
 VIEWS = {"full": "whole input", "image": "image alone", "text": "text alone"}
-TEACHER, BASELINE = "teacher", "KD"
+BASELINE = "KD"
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by colour-blind readers
 WIDTH = 80  # of the tables in a page
 MARKS = "<!-- study of {}: begin -->", "<!-- study of {}: end -->"
@@ -116,8 +117,13 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 
 
 def paired(gain: np.ndarray) -> str:
+    return f"{gain.mean():+.2f} ± {half(gain):.2f}  {(gain > 0).sum()}/{len(gain)}"
+
+
+def half(gain: np.ndarray) -> float:
+    """Of the interval's width."""
     low, high = interval(gain)
-    return f"{gain.mean():+.2f} ± {(high - low) / 2:.2f}  {(gain > 0).sum()}/{len(gain)}"
+    return (high - low) / 2
 
 
 def interval(gain: np.ndarray) -> tuple[float, float]:

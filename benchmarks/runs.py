@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"  # that are committed
+
 Job = dict[str, Any]
 Result = dict[str, Any]
 

@@ -22,11 +22,11 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.datasets import DATASETS, load
-from benchmarks.full import EPOCHS, RESULTS, SETTINGS, TEACHER, settings_of
+from benchmarks.full import SETTINGS, TEACHER, common_job, settings_of
 from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.methods import METHODS, ONE_LABEL
-from benchmarks.runs import Job, Result
-from benchmarks.training import run_student, run_teacher
+from benchmarks.runs import RESULTS, Job, Result
+from benchmarks.training import cached, run_student, run_teacher
 
 SPLITS = (100, 101, 102)  # apart from those that are tested
 FINALISTS = 4  # one of so many settings is tried on all splits, and two at least
@@ -113,12 +113,11 @@ class Tuning:
 
     def choose(self, methods: Sequence[str]) -> None:
         several = load(self.dataset, 0).multilabel
-        wanted = [m for m in TUNED if m in methods and not (several and m in ONE_LABEL)]
-        if TEACHER in wanted:
-            self._write(self._race(TEACHER, self._candidates(TEACHER)))
-            wanted.remove(TEACHER)
-        self._teach()
-        for method in wanted:
+        for method in (name for name in TUNED if name in methods):
+            if several and method in ONE_LABEL:
+                continue
+            if method != TEACHER:
+                self._teach()
             self._write(self._race(method, self._candidates(method)))
 
     def _candidates(self, method: str) -> list[dict[str, Any]]:
@@ -143,18 +142,18 @@ class Tuning:
             for trial in trials
             for split in splits
         ]
-        if trials[0]["method"] == TEACHER:  # each has a cache of its own, which nobody reads
-            jobs = [job | _cache(self.folder / f"{n}-{job['seed']}") for n, job in enumerate(jobs)]
         waiting = {json.dumps(trial["settings"]): trial for trial in trials}
         for result in self._run(jobs):
             trial = waiting[json.dumps(result["job"]["settings"])]
             trial["validation"].append(_score(result))
 
     def _teach(self) -> None:
-        """The teachers that the students learn from."""
+        """The teachers that the students learn from, where they are not there yet."""
         best = settings_of(self.dataset)[TEACHER]
-        for _ in self._run([self._job(split, TEACHER, best) for split in SPLITS]):
-            pass
+        jobs = [self._job(split, TEACHER, best) for split in SPLITS]
+        missing = [job for job in jobs if not cached(job)]
+        if missing:
+            list(self._run(missing))
 
     def _run(self, jobs: list[Job]) -> Iterator[Result]:
         method = jobs[0]["method"]
@@ -162,17 +161,10 @@ class Tuning:
         return run_all(self.executor, f"{self.dataset}, {method}", function, jobs)
 
     def _job(self, split: int, method: str, settings: dict[str, Any]) -> Job:
-        return {
-            "dataset": self.dataset,
-            "seed": split,
-            "epochs": EPOCHS[self.dataset],
-            "device": self.device,
-            "part": "validation",
-            "once": True,
-            "method": method,
-            "settings": settings,
-            **_cache(self.folder / f"best-{split}"),
-        }
+        teacher = settings if method == TEACHER else settings_of(self.dataset)[TEACHER]
+        more = {"device": self.device, "part": "validation"}
+        job = common_job(self.dataset, split, teacher, self.folder, more)
+        return {**job, "once": True, "method": method, "settings": settings}
 
     def _write(self, trials: list[dict[str, Any]]) -> None:
         """The best of these trials to the settings, all of them to the log."""
@@ -207,10 +199,6 @@ def _score(result: Result) -> float:
     views = result["views"]
     chosen = views if result["job"]["method"] == TEACHER else {"full": views["full"]}
     return fmean(view["accuracy"] for view in chosen.values())
-
-
-def _cache(path: Path) -> Job:
-    return {"cache": str(path), "fingerprint": path.name}
 
 
 def _read(path: Path, otherwise: Any) -> Any:

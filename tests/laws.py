@@ -171,7 +171,8 @@ def correlations(student: Rows, teacher: Rows, *, temperature: float) -> list[fl
         p, q = ([softmax(row, temperature) for row in rows] for rows in (teacher, student))
         share = mpf(len(p)) / max(len(p[0]) if p else 1, 1)
         inter = [halves(q[n], p[n]) for n in range(len(p))]
-        intra = [halves(*sides) for sides in zip(zip(*q), zip(*p))]  # noqa: B905
+        across = ([*zip(*rows, strict=True)] for rows in (q, p))
+        intra = [halves(*sides) for sides in zip(*across, strict=True)]
         tau = mpf(temperature) ** 2
         return [
             float(tau * (fsum(inter[n]) + share * fsum(column[n] for column in intra)))

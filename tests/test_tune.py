@@ -24,7 +24,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
             yield {"job": job, "views": {"full": {"accuracy": job["settings"].get("mix", 0.5)}}}
 
     monkeypatch.setattr(tune, "run_all", run_all)
-    for module in (tune, full):
+    for module in (tune, full):  # each has these two names
         monkeypatch.setattr(module, "SETTINGS", tmp_path)
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     tune.Tuning("emoji", 16, "cpu", tmp_path, None).choose(["teacher", *full.SHARING, "FitNet"])

@@ -22,6 +22,7 @@ State = MutableMapping[str, Any]
 monkeypatch: Callable[..., Any] = higher.monkeypatch
 
 
+# `higher` has no types, so mypy can't check what is inherited.
 class _Elementwise(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
     """An optimiser that is written as a function of one parameter."""
 

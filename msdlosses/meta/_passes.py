@@ -111,6 +111,7 @@ def _uncut(name: str) -> Any:
     def hook(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
         asked = any(g is not None and g.requires_grad for g in outputs)
         if asked and any(g is not None and _is_cut(g) for g in inputs):
+            # In torch's words and type: what it raises where it has no formula itself.
             raise NotImplementedError(f"derivative for the backward of {name} is not implemented")
 
     return hook

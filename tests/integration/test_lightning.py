@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from msdlosses import DynamicWeightAverage, KDLoss, MetaLearner, MSDLoss, WeightNet
 
-lightning = pytest.importorskip("lightning")
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
+pytest.importorskip("lightning")
+import lightning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 EPOCHS, BATCHES, CLASSES, VIEWS = 4, 3, 3, ("full", "image", "text")
 

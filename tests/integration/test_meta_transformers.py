@@ -101,7 +101,7 @@ def test_gradient_is_that_of_the_real_optimizer(
     student.train()  # with dropout
     task = Objectives(batch, views)
     optimizer = AdamW(student.parameters(), 1e-2, eps=1e-3)
-    expected = finite_differences(student, optimizer, task, eps=1e-4)  # type: ignore[arg-type]
+    expected = finite_differences(student, optimizer, task, eps=1e-4)
     for engine in ("forward", "double-backward"):
         found = meta_gradient(
             task.inner, task.outer, student, optimizer, task.weighting, engine=engine

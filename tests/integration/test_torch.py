@@ -78,7 +78,8 @@ def plain() -> list[Tensor]:
     return [p.detach() for p in setting["student"].parameters()]
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=no_gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -55,7 +55,7 @@ def trained(folder: Path, count: int, batch: int, parts: int, counts: bool) -> l
     distiller = recipe()["Distiller"]
     torch.manual_seed(2)
     student = Student()
-    student.accepts_loss_kwargs = counts  # type: ignore[assignment]
+    student.accepts_loss_kwargs = counts
     args = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=parts,
         max_steps=1, optim="sgd", learning_rate=LR, lr_scheduler_type="constant",
@@ -101,9 +101,9 @@ def test_one_module_of_all_that_learns_is_a_model(tmp_path: Path) -> None:
     module = run("distributed", "One module")["Distillation"](Student(), views, msd)
     teacher = Student()
 
-    class Distiller(transformers.Trainer):  # type: ignore[misc,name-defined]
+    class Distiller(transformers.Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-            return model(teacher, inputs, inputs.pop("labels"))  # type: ignore[no-any-return]
+            return model(teacher, inputs, inputs.pop("labels"))
 
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     args = transformers.TrainingArguments(
