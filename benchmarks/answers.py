@@ -16,17 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import full
-from benchmarks.full import SHARING
 from benchmarks.methods import ALL
 from benchmarks.outcomes import (
     Found,
     Measure,
     Row,
+    best,
     found,
     gain,
     mean_of,
     singles,
-    validated,
     values,
     was_run,
     whole,
@@ -231,29 +230,37 @@ def _other(of: Found, question: str, rows: Mapping[Any, Row], value: Any, base: 
     return rows[value, base]
 
 
+PAIRS = ((EQUAL, KD), (EQUAL, ROBUST), ("MSD population", KD), ("RKD", KD), ("MSD + RKD", "RKD"))
+
+
 def shared(of: Found) -> Iterator[Table]:
     """The same settings for all: the mean over them, and what validation data chose of them."""
     rows = of.answered("shared")
-    for measure, where in ((whole, "whole input"), (singles, "one modality")):
-        yield _of_shared(of, rows, measure, where)
+    every = {m: [row for (_, method), row in rows.items() if method == m] for _, m in rows}
+    chosen = {m: [tried[best(dict(enumerate(tried)))]] for m, tried in every.items()}
+    columns = [(measure, some) for measure in (whole, singles) for some in (every, chosen)]
+    reached = _table(f"{of.dataset}: {len(every[KD])} settings for all (seeds: {_seeds(rows)})")
+    apart = _table("points ahead: paired mean ± half of the 95 % interval, seeds won")
+    for table in (reached, apart):
+        _columns(table, "whole, all", "whole, best", "one, all", "one, best")
+    for name in every:
+        reached.add_row(_dropped(name), *(spread(_mean(some[name], m)) for m, some in columns))
+    leaders = (
+        best({m: row for m, (row,) in chosen.items() if m in some}) for some in (MSD, FAMILY)
+    )
+    for one, other in (*PAIRS, tuple(leaders)):
+        ahead = (_mean(some[one], m) - _mean(some[other], m) for m, some in columns)
+        apart.add_row(f"{one} over {_dropped(other)}", *map(told, ahead))
+    apart.caption = (
+        "all: the mean over the settings; best: as the seeds' validation parts choose; last row: "
+        "the best MSD and the best baseline, chosen alike"
+    )
+    yield from (reached, apart)
 
 
-def _of_shared(of: Found, rows: Mapping[Any, Row], measure: Measure, where: str) -> Table:
-    tried = full.values_of("shared", of.dataset)
-    best = {m: max(tried, key=lambda n, m=m: values(rows[n, m], validated).mean()) for m in SHARING}
-    table = _table(f"{of.dataset}, {where}: {len(tried)} settings for all (seeds: {_seeds(rows)})")
-    _columns(table, "all", "best", "to KD, all", "best", "to KD + drop, all", "best")
-    for name in SHARING:
-        reached = np.mean([values(rows[n, name], measure) for n in tried], axis=0)
-        cells = [spread(reached), spread(values(rows[best[name], name], measure))]
-        for base in (KD, ROBUST):
-            ahead = [gain(rows[n, name], rows[n, base], measure) for n in tried]
-            chosen = gain(rows[best[name], name], rows[best[base], base], measure)
-            pair = (np.mean(ahead, axis=0), chosen)
-            cells += ["", ""] if name == base else map(short, pair)
-        table.add_row(_dropped(name), *cells)
-    table.caption = "all: the mean over the settings; best: as the seeds' validation parts choose"
-    return table
+def _mean(rows: Sequence[Row], measure: Measure) -> np.ndarray:
+    """Over several settings, seed by seed."""
+    return np.mean([values(row, measure) for row in rows], axis=0)
 
 
 def tiny(of: Found) -> Iterator[Table]:

@@ -84,9 +84,10 @@ BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both moda
 TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
 FEW = ("KD", "KD + modality dropout", "MSD equal", "MSD saliency")
 SHARING = ("KD", "KD + modality dropout", "MSD equal")
+OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # kept as chosen
 QUESTIONS = {
     "methods": Question(),
-    "shared": Question(SHARING, "shared"),
+    "shared": Question((*SHARING, *OWN), "shared"),
     "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
     "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
     "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
@@ -114,8 +115,9 @@ def values_of(question: str, dataset: str) -> dict[Any, Any]:
 
 
 def shared(dataset: str) -> list[dict[str, Any]]:
-    """All settings that were among the best of one of these methods, as each of them takes them."""
+    """All settings that were among the best of one of three methods, as each method takes them."""
     log = json.loads((RESULTS / f"tuning-{dataset}.json").read_text())
+    chosen = settings_of(dataset)
     tried: dict[str, dict[str, Any]] = {}
     finalists: dict[str, None] = {}
     for trial in log:
@@ -124,7 +126,11 @@ def shared(dataset: str) -> list[dict[str, Any]]:
             tried.setdefault(json.dumps(common), {})[trial["method"]] = trial["settings"]
             if len(trial["validation"]) > 1:
                 finalists[json.dumps(common)] = None
-    return [tried[common] for common in finalists]
+    own = {m: {name: chosen[m][name]} for m, name in OWN.items() if m in chosen}
+    return [
+        tried[common] | {method: {**json.loads(common), **more} for method, more in own.items()}
+        for common in finalists
+    ]
 
 
 def settings_of(dataset: str) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from benchmarks.runs import RESULTS, Result, Runs
 
 SEEDS = 10
 
+K = TypeVar("K")
 Row = dict[int, Result]  # by seed
 Measure = Callable[[Result], float]
 
@@ -91,9 +92,7 @@ class Found:
 
     def best(self, methods: Iterable[str]) -> str:
         """The method that does best on validation data, on the whole input."""
-        known = self.methods
-        means = {m: values(known[m], validated).mean() for m in methods if m in known}
-        return max(means, key=means.__getitem__)
+        return best({m: self.methods[m] for m in methods if m in self.methods})
 
 
 @cache
@@ -104,6 +103,11 @@ def found(dataset: str) -> Found:
 def was_run(dataset: str) -> bool:
     """Whether there are results of a data set."""
     return (RESULTS / dataset / "full.jsonl").exists()
+
+
+def best(rows: Mapping[K, Row]) -> K:
+    """Which does best on validation data, on the whole input."""
+    return max(rows, key=lambda name: values(rows[name], validated).mean())
 
 
 def values(row: Row, measure: Measure) -> np.ndarray:

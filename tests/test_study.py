@@ -197,7 +197,7 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     white = "no picture is white, not black"
     blind = full.Question(("MSD equal",), "blind", ("as it was", white))
     single = full.Question(("MSD population",), "single", (0.0, 0.5))
-    slower = dict.fromkeys(full.SHARING, SETTINGS | {"rate": 0.01})
+    slower = dict.fromkeys(full.QUESTIONS["shared"].methods, SETTINGS | {"rate": 0.01})
     monkeypatch.setattr(full, "shared", lambda dataset: [slower])
     asked = {**full.QUESTIONS, "tiny": tiny, "blind": blind, "population": single}
     monkeypatch.setattr(full, "QUESTIONS", asked)

@@ -27,7 +27,9 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     for module in (tune, full):  # each has these two names
         monkeypatch.setattr(module, "SETTINGS", tmp_path)
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    tune.Tuning("emoji", 16, "cpu", tmp_path, None).choose(["teacher", *full.SHARING, "FitNet"])
+    tune.Tuning("emoji", 16, "cpu", tmp_path, None).choose(
+        ["teacher", *full.SHARING, "FitNet", "RKD"]
+    )
     return jobs
 
 
@@ -69,3 +71,4 @@ def test_shared_are_the_finalists_of_all_as_each_takes_them(tried: list[dict[str
         one, dropped, equal = (settings[method] for method in full.SHARING)
         assert one == equal
         assert dropped == one | {"drop": dropped["drop"]}
+        assert settings["RKD"] == one | {"feature": full.settings_of("emoji")["RKD"]["feature"]}
