@@ -21,10 +21,8 @@ from benchmarks import answers, corrupted, full, measure, pictures
 from benchmarks.outcomes import was_run
 
 PICTURES = {"views": "docs/views.png", "cost": "docs/cost.png"}  # the first group of a result
-PAGES = tuple(
-    Path(page)
-    for page in ("README.md", "docs/performance.md", "docs/learned-weights.md", "docs/study.md")
-)
+SHOWING = ("performance", "learned-weights", "study", "study-tables")
+PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in SHOWING))
 TEXTS = {"corrupted": corrupted.text}  # all others are tables of times and memory
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
