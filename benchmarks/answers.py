@@ -1,44 +1,25 @@
-"""The tables and verdicts of the full study, from its runs.
+"""The tables of the full study, from its runs.
 
 `python -m benchmarks.page` puts them into the page that shows them.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import full
-from benchmarks.methods import ALL
-from benchmarks.outcomes import (
-    Found,
-    Measure,
-    Row,
-    best,
-    found,
-    gain,
-    mean_of,
-    singles,
-    values,
-    was_run,
-    whole,
-)
-from benchmarks.report import interval, paired, spread
+from benchmarks.full import EQUAL, FAMILY, KD, ROBUST
+from benchmarks.outcomes import Found, Measure, Row, best, gain, mean_of, singles, values, whole
+from benchmarks.report import dropped, short, spread, told
+from benchmarks.tables import new_table
 from benchmarks.training import MISSING
+from benchmarks.verdicts import OVER_ALL
 
-WIDTH = 114  # of the tables in a page
-KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
-DROPPED = "labels + modality dropout"
-FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of the first claim
-MSD = tuple(name for name in ALL if name.startswith("MSD"))
-WEIGHTED = ("MSD population", "MSD saliency", "MSD teacher loss", "MSD learned")
 SCORE = {"emoji-keywords": "mean average precision"}
 
 
@@ -57,29 +38,15 @@ def _seeds(rows: Mapping[Any, Row]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def told(differences: np.ndarray) -> str:
-    return paired(differences) if len(differences) > 1 else ""
-
-
-def short(differences: np.ndarray) -> str:
-    """Without the seeds won."""
-    return told(differences).partition("  ")[0]
-
-
-def verdict(differences: np.ndarray) -> str:
-    low, high = interval(differences)
-    return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
-
-
 def methods(of: Found) -> Iterator[Table]:
     """All methods: scores, how calibrated and like the teacher they are, paired differences."""
     rows = of.methods
     title = f"{of.dataset}: {score(of)} in %, mean ± standard deviation"
-    first = _table(f"{title} (seeds: {_seeds(rows)})")
-    _columns(first, "whole input", "one modality", "half missing", "NLL", "blind", "params")
+    heads = ("whole input", "one modality", "half missing", "NLL", "blind", "params")
+    first = new_table(f"{title} (seeds: {_seeds(rows)})", *heads)
     for name, row in of.networks.items():
         first.add_row(
-            _dropped(name),
+            dropped(name),
             spread(values(row, whole)),
             spread(values(row, singles)),
             spread(values(row, lambda run: 100 * run["missing"]["0.5"])),
@@ -92,17 +59,17 @@ def methods(of: Found) -> Iterator[Table]:
         "modality alone just what they say of the whole input; params: of the first seed"
     )
     yield first
-    second = _table(
-        "points ahead, whole input and one modality: paired mean ± half of the 95 % interval"
+    second = new_table(
+        "points ahead, whole input and one modality: paired mean ± half of the 95 % interval",
+        *("whole, to KD", "one, to KD", "whole, to KD + drop", "one, to KD + drop"),
     )
-    _columns(second, "whole, to KD", "one, to KD", "whole, to KD + drop", "one, to KD + drop")
     for name, row in rows.items():
         cells = [
             "" if name == base else told(gain(row, rows[base], measure))
             for base in (KD, ROBUST)
             for measure in (whole, singles)
         ]
-        second.add_row(_dropped(name), *cells)
+        second.add_row(dropped(name), *cells)
     second.caption = "drop: modality dropout; last: seeds won"
     yield second
     if "MSD + FitNet" in rows:
@@ -111,8 +78,7 @@ def methods(of: Found) -> Iterator[Table]:
 
 def _on_top(rows: Mapping[str, Row]) -> Table:
     """What MSD adds to each baseline that has another loss besides."""
-    table = _table("points that MSD adds to a baseline")
-    _columns(table, "whole input", "one modality")
+    table = new_table("points that MSD adds to a baseline", "whole input", "one modality")
     for name in FAMILY:
         if f"MSD + {name}" in rows:
             pair = rows[f"MSD + {name}"], rows[name]
@@ -160,16 +126,15 @@ def _compared(
     caption: str = "",
 ) -> Iterator[Table]:
     """What each method reaches, and how far that is from what KD does."""
-    reached = _table(f"{of.dataset}: {what}")
-    apart = _table("the same, less that of KD: paired mean ± half of the 95 % interval")
-    for table in (reached, apart):
-        _columns(table, *measures)
+    reached = new_table(f"{of.dataset}: {what}", *measures)
+    title = "the same, less that of KD: paired mean ± half of the 95 % interval"
+    apart = new_table(title, *measures)
     for name, row in rows.items():
         cells = (spread(values(row, measure)) for measure in measures.values())
-        reached.add_row(_dropped(name), *cells)
+        reached.add_row(dropped(name), *cells)
         if name not in (KD, full.TEACHER):
             gains = (gain(row, rows[KD], measure) for measure in measures.values())
-            apart.add_row(_dropped(name), *map(short, gains))
+            apart.add_row(dropped(name), *map(short, gains))
     apart.caption = caption
     yield from (reached, apart)
 
@@ -195,18 +160,18 @@ LONG = 3  # times the usual epochs KD has what MSD costs in a forward for each v
 def varied(of: Found, question: str) -> Iterator[Table]:
     """One thing varied: scores, and what a method is ahead of another under the same conditions."""
     rows = of.answered(question)
-    table = _table(f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})")
     bases = (KD, EQUAL)
     pairs = [(base, m) for base in bases for m in (whole, singles)]
     named = {whole: "whole", singles: "one", KD: "KD", EQUAL: "equal"}
     if question == "epochs":
         named |= {KD: f"KD x{LONG}", EQUAL: "equal x1"}
     heads = (f"{named[measure]}, to {named[base]}" for base, measure in pairs)
-    _columns(table, "", "whole input", "one modality", *heads)
+    title = f"{of.dataset}: {VARIED[question]} (seeds: {_seeds(rows)})"
+    table = new_table(title, "", "whole input", "one modality", *heads)
     for (value, name), row in rows.items():
         others = {base: _other(of, question, rows, value, base) for base in bases}
         table.add_row(
-            _dropped(name),
+            dropped(name),
             "" if isinstance(value, bool) else f"{value:g}",
             spread(values(row, whole)),
             spread(values(row, singles)),
@@ -214,11 +179,6 @@ def varied(of: Found, question: str) -> Iterator[Table]:
         )
     table.caption = "points ahead, paired mean ± half of the 95 % interval; drop: modality dropout"
     yield table
-
-
-def _dropped(name: str) -> str:
-    """A method's name, shorter."""
-    return name.replace("modality dropout", "drop")
 
 
 def _other(of: Found, question: str, rows: Mapping[Any, Row], value: Any, base: str) -> Row:
@@ -239,18 +199,16 @@ def shared(of: Found) -> Iterator[Table]:
     every = {m: [row for (_, method), row in rows.items() if method == m] for _, m in rows}
     chosen = {m: [tried[best(dict(enumerate(tried)))]] for m, tried in every.items()}
     columns = [(measure, some) for measure in (whole, singles) for some in (every, chosen)]
-    reached = _table(f"{of.dataset}: {len(every[KD])} settings for all (seeds: {_seeds(rows)})")
-    apart = _table("points ahead: paired mean ± half of the 95 % interval, seeds won")
-    for table in (reached, apart):
-        _columns(table, "whole, all", "whole, best", "one, all", "one, best")
+    heads = ("whole, all", "whole, best", "one, all", "one, best")
+    title = f"{of.dataset}: {len(every[KD])} settings for all (seeds: {_seeds(rows)})"
+    reached = new_table(title, *heads)
+    apart = new_table("points ahead: paired mean ± half of the 95 % interval, seeds won", *heads)
     for name in every:
-        reached.add_row(_dropped(name), *(spread(_mean(some[name], m)) for m, some in columns))
-    leaders = (
-        best({m: row for m, (row,) in chosen.items() if m in some}) for some in (MSD, FAMILY)
-    )
-    for one, other in (*PAIRS, tuple(leaders)):
+        reached.add_row(dropped(name), *(spread(_mean(some[name], m)) for m, some in columns))
+    leading = OVER_ALL.pair({m: row for m, (row,) in chosen.items()})
+    for one, other in (*PAIRS, leading):
         ahead = (_mean(some[one], m) - _mean(some[other], m) for m, some in columns)
-        apart.add_row(f"{one} over {_dropped(other)}", *map(told, ahead))
+        apart.add_row(f"{one} over {dropped(other)}", *map(told, ahead))
     apart.caption = (
         "all: the mean over the settings; best: as the seeds' validation parts choose; last row: "
         "the best MSD and the best baseline, chosen alike"
@@ -266,11 +224,11 @@ def _mean(rows: Sequence[Row], measure: Measure) -> np.ndarray:
 def tiny(of: Found) -> Iterator[Table]:
     """What was tried where the student is tiny, on validation data."""
     rows = of.answered("tiny")
-    table = _table(
+    table = new_table(
         f"{of.dataset}, a student of half the size: validation accuracy in %, whole input "
-        f"(seeds: {_seeds(rows)})"
+        f"(seeds: {_seeds(rows)})",
+        *(KD, "MSD", "whole, to KD", "one, to KD", "blind: KD", "MSD"),
     )
-    _columns(table, KD, "MSD", "whole, to KD", "one, to KD", "blind: KD", "MSD")
     for value in full.TRIED:
         other, row = (rows[value, method] for method in full.QUESTIONS["tiny"].methods)
         cells = [spread(values(r, whole)) for r in (other, row)]
@@ -279,30 +237,11 @@ def tiny(of: Found) -> Iterator[Table]:
     yield table
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One method is ahead of another."""
-
-    title: str
-    methods: Callable[[Found], tuple[str, str]]
-    named: bool = False  # which two they are depends on the data set
-
-
-CLAIMS = (
-    Claim("MSD equal over KD", lambda of: (EQUAL, KD)),
-    Claim("MSD equal over KD + drop", lambda of: (EQUAL, ROBUST)),
-    Claim("best MSD over best baseline", lambda of: (of.best(MSD), of.best(FAMILY)), named=True),
-    Claim("best MSD over labels + drop", lambda of: (of.best(MSD), DROPPED), named=True),
-    *(Claim(f"{name[4:]} over equal", lambda of, n=name: (n, EQUAL)) for name in WEIGHTED),
-    Claim("best weights over equal", lambda of: (of.best(WEIGHTED), EQUAL), named=True),
-)
-
-
 def unseen(of: Found) -> Iterator[Table]:
     """What keeps students from using both modalities, on validation data."""
     rows = of.answered("blind")
-    table = _table(f"{of.dataset}, MSD equal: validation accuracy in % (seeds: {_seeds(rows)})")
-    _columns(table, "whole input", "one modality", "blind", "whole, to as it was")
+    title = f"{of.dataset}, MSD equal: validation accuracy in % (seeds: {_seeds(rows)})"
+    table = new_table(title, "whole input", "one modality", "blind", "whole, to as it was")
     usual = rows["as it was", EQUAL]
     for (value, _), row in rows.items():
         ahead = "" if row is usual else told(gain(row, usual, whole))
@@ -311,44 +250,8 @@ def unseen(of: Found) -> Iterator[Table]:
     yield table
 
 
-def verdicts(datasets: Sequence[Found]) -> Iterator[Table]:
-    """The paper's claims, each with its interval on each data set."""
-    for title, measure in (("the whole input", whole), ("one modality alone", singles)):
-        table = _table(f"Verdicts on {title}: points ahead ± half of the 95 % interval")
-        _columns(table, *(of.dataset for of in datasets))
-        for claim in CLAIMS:
-            table.add_row(claim.title, *(_cell(of, claim, measure) for of in datasets))
-            table.add_section()
-        yield table
-
-
-def _cell(of: Found, claim: Claim, measure: Measure) -> str:
-    one, other = claim.methods(of)
-    if not {one, other} <= of.methods.keys():
-        return "not yet run"
-    ahead = gain(of.methods[one], of.methods[other], measure)
-    pair = f"{one[4:]} /\n{_dropped(other)}\n" if claim.named else ""
-    return f"{pair}{short(ahead)}\n{verdict(ahead)}"
-
-
-def text(dataset: str, question: str) -> str:
-    """The tables of a question as a page shows them."""
-    if question in TITLES and not found(dataset).answered(question):
-        return f"{dataset}, {TITLES[question]}: not yet run."
-    if dataset == "all":
-        tables = verdicts([found(name) for name in full.EPOCHS if was_run(name)])
-    elif question in VARIED:
-        tables = varied(found(dataset), question)
-    else:
-        tables = ANSWERS[question](found(dataset))
-    page = io.StringIO()
-    console = Console(file=page, width=WIDTH, force_terminal=False)
-    for table in tables:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
-
-
 ANSWERS = {
+    **{question: partial(varied, question=question) for question in VARIED},
     "methods": methods,
     "fidelity": fidelity,
     "modalities": modalities,
@@ -357,14 +260,3 @@ ANSWERS = {
     "tiny": tiny,
     "blind": unseen,
 }
-
-
-def _table(title: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
-    table.add_column("")
-    return table
-
-
-def _columns(table: Table, *titles: str) -> None:
-    for title in titles:
-        table.add_column(title, justify="right")

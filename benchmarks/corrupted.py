@@ -12,7 +12,6 @@ for equal weights; none was chosen on these data.
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +35,7 @@ from benchmarks.jobs import cores, pool, run_all, save
 from benchmarks.models import STUDENT, Towers
 from benchmarks.report import COLOURS, paired, spread
 from benchmarks.runs import RESULTS
+from benchmarks.tables import plain
 from benchmarks.training import BATCH, WRONG, corrupted, run_teacher
 from msdlosses import KDLoss, MetaLearner, ModalityViews, MSDLoss, TeacherCache, WeightNet
 
@@ -168,9 +167,7 @@ def table(runs: list[dict[str, Any]]) -> Table:
 
 def text(content: Mapping[str, Any]) -> str:
     """What a run printed, from its JSON."""
-    page = io.StringIO()
-    Console(file=page, width=measure.WIDTH, force_terminal=False).print(table(content["runs"]))
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+    return plain([table(content["runs"])], measure.WIDTH)
 
 
 def picture(runs: list[dict[str, Any]], path: Path) -> None:

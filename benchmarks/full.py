@@ -36,7 +36,10 @@ class Question:
     values: tuple[Any, ...] = (None,)
 
 
-WEIGHTINGS = ("KD", "MSD equal", "MSD saliency", "MSD teacher loss", "MSD learned")
+KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
+FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of MSD
+MSD = tuple(name for name in ALL if name.startswith("MSD"))
+WEIGHTINGS = (KD, EQUAL, "MSD saliency", "MSD teacher loss", "MSD learned")
 PLAIN = {
     "rate": 0.02,
     "decay": 0.1,
@@ -82,20 +85,20 @@ BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both moda
     "no picture is white, not black": {"absent": 1.0},
 }
 TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
-FEW = ("KD", "KD + modality dropout", "MSD equal", "MSD saliency")
-SHARING = ("KD", "KD + modality dropout", "MSD equal")
+FEW = (KD, ROBUST, EQUAL, "MSD saliency")
+SHARING = (KD, ROBUST, EQUAL)
 OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # kept as chosen
 QUESTIONS = {
     "methods": Question(),
     "shared": Question((*SHARING, *OWN), "shared"),
-    "weak": Question((*WEIGHTINGS, "KD + modality dropout"), "weak", (True,)),
-    "corrupted": Question((*WEIGHTINGS, "KD + modality dropout"), "corrupted", (True,)),
-    "tiny": Question(("KD", "MSD equal"), "tiny", tuple(TRIED)),
-    "blind": Question(("MSD equal",), "blind", tuple(BLIND)),
+    "weak": Question((*WEIGHTINGS, ROBUST), "weak", (True,)),
+    "corrupted": Question((*WEIGHTINGS, ROBUST), "corrupted", (True,)),
+    "tiny": Question((KD, EQUAL), "tiny", tuple(TRIED)),
+    "blind": Question((EQUAL,), "blind", tuple(BLIND)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
-    "labelled": Question(("labels", *FEW), "labelled", (0.1, 0.3)),
+    "labelled": Question(("labels", *FAMILY, EQUAL, "MSD saliency"), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
-    "stacked": Question(("MSD equal",), "once", (False,)),
+    "stacked": Question((EQUAL,), "once", (False,)),
     "epochs": Question(SHARING, "epochs", (1, 3)),
 }
 WORDS = ("emoji", "hanzi", "emoji-keywords")  # whose tower draws what it drops
@@ -188,7 +191,7 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
     if vary == "shared":
         return {**job, "settings": value[job["method"]]}
     if vary == "single":  # what a modality alone counts, all else as with equal weights
-        return {**job, "settings": {**chosen["MSD equal"], "single": value}}
+        return {**job, "settings": {**chosen[EQUAL], "single": value}}
     if vary == "epochs":
         return {**job, "epochs": value * job["epochs"]}
     if vary == "tiny":  # students of half the size that share all settings
@@ -201,9 +204,9 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
 def _tried(job: Job, tried: Mapping[str, Any]) -> Job:
     """One thing is tried; of weights and gradients only MSD knows."""
     settings, method = {**job["settings"], **tried.get("settings", {})}, job["method"]
-    if method != "KD":
+    if method != KD:
         method = tried.get("method", method)
-    if "single" in tried and method != "KD":
+    if "single" in tried and method != KD:
         method, settings = "MSD population", {**settings, "single": tried["single"]}
     more = {name: tried[name] for name in ("epochs", "size", "once") if name in tried}
     return {**job, **more, "method": method, "settings": settings}

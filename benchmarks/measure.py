@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-import io
 import platform
 import random
 import subprocess
@@ -33,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.jobs import cores, save
 from benchmarks.runs import RESULTS
+from benchmarks.tables import plain
 
 Variant = Callable[[], object]
 Times = dict[str, list[float]]
@@ -194,13 +194,8 @@ def publish(
 
 def text(content: Mapping[str, Any]) -> str:
     """What a run printed, from its JSON."""
-    page = io.StringIO()
-    console = Console(file=page, width=WIDTH, force_terminal=False)
-    for group in content["groups"]:
-        console.print(_table(group))
-    for name, value in content["notes"].items():
-        console.print(f"{name}: {value}")
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+    notes = (f"{name}: {value}" for name, value in content["notes"].items())
+    return plain([*map(_table, content["groups"]), *notes], WIDTH)
 
 
 def _table(group: Mapping[str, Any]) -> Table:

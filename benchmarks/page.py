@@ -17,13 +17,16 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks import answers, corrupted, full, measure, pictures
-from benchmarks.outcomes import was_run
+from benchmarks import answers, corrupted, full, measure, pictures, verdicts
+from benchmarks.outcomes import found, was_run
+from benchmarks.tables import plain
 
 PICTURES = {"views": "docs/views.png", "cost": "docs/cost.png"}  # the first group of a result
 SHOWING = ("performance", "learned-weights", "study", "study-tables")
 PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in SHOWING))
 TEXTS = {"corrupted": corrupted.text}  # all others are tables of times and memory
+OF_ALL = {"verdicts": verdicts.verdicts, "conditions": verdicts.conditions}
+WIDTH = 114  # of the study's tables
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
     re.DOTALL,
@@ -40,7 +43,17 @@ def drawn(page: str) -> str:
 
 
 def _answer(dataset: str, question: str) -> str:
-    return f"```text\n{answers.text(dataset, question)}\n```\n"
+    return f"```text\n{printed(dataset, question)}\n```\n"
+
+
+def printed(dataset: str, question: str) -> str:
+    """The tables of a question as a page shows them."""
+    if dataset == "all":
+        every = [found(name) for name in full.EPOCHS if was_run(name)]
+        return plain(OF_ALL[question](every), WIDTH)
+    if question in answers.TITLES and not found(dataset).answered(question):
+        return f"{dataset}, {answers.TITLES[question]}: not yet run."
+    return plain(answers.ANSWERS[question](found(dataset)), WIDTH)
 
 
 def _table(name: str, number: str | None) -> str:

@@ -13,10 +13,11 @@ matplotlib.use("Agg")  # no screen is needed
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
-from benchmarks.answers import EQUAL, KD, ROBUST, VARIED, score
-from benchmarks.full import TEACHER
-from benchmarks.outcomes import Found, found, gain, mean_of, singles, values, whole
+from benchmarks.answers import VARIED, score
+from benchmarks.full import EQUAL, KD, ROBUST, TEACHER
+from benchmarks.outcomes import Found, Measure, found, gain, mean_of, singles, values, whole
 from benchmarks.report import COLOURS, half
 from benchmarks.training import MISSING
 
@@ -28,13 +29,15 @@ STYLES = {  # of the methods that are drawn as curves
     "labels": (".", "black"),
 }
 MEASURES = ((whole, "whole input", COLOURS[0]), (singles, "one modality", COLOURS[1]))
+DISTANCES = (lambda run: run["views"]["full"]["kl"], partial(mean_of, metric="kl"))  # of the same
 
 
 def draw(dataset: str, folder: Path) -> None:
     """Two pictures of a data set: its methods, and what the other questions vary."""
     of = found(dataset)
-    sweep = [_draw_sweep] if of.answered("population") else []
-    _save(of, [_draw_gains, *sweep, _draw_missing], folder / "full.png")
+    swept = MEASURES if of.answered("population") else ()
+    sweeps = [partial(_draw_sweep, measured=measured) for measured in swept]
+    _save(of, [_draw_gains, *sweeps, _draw_missing], folder / "full.png")
     teachers = [partial(_draw_gains, question=q) for q in ("weak", "corrupted") if of.answered(q)]
     curves = [partial(_draw_curve, question=q) for q in CURVES if of.answered(q)]
     _save(of, [_draw_fidelity, *teachers, *curves], folder / "questions.png")
@@ -42,7 +45,7 @@ def draw(dataset: str, folder: Path) -> None:
 
 def _save(of: Found, parts: Sequence[Callable[[Any, Found], None]], path: Path) -> None:
     lines = -(-len(parts) // 3)
-    columns = min(3, len(parts))
+    columns = -(-len(parts) // lines)
     figure, axes = plt.subplots(
         lines, columns, figsize=(13, 4.6 * lines), layout="constrained", squeeze=False
     )
@@ -66,8 +69,12 @@ def _draw_gains(axis: Any, of: Found, question: str = "methods") -> None:
         axis.errorbar(middle, rows, xerr=halves, fmt="o", ms=3.5, color=colour, label=label)
     axis.axvline(0, color="black", lw=0.8, ls="--")
     axis.set_title(VARIED.get(question, ""), fontsize=9)
-    axis.set(yticks=range(len(names)), xlabel="points ahead of KD (95 % interval)")
-    axis.set_yticklabels(names, fontsize=8)
+    axis.set_xlabel("points ahead of KD (95 % interval)")
+    _name_rows(axis, names)
+
+
+def _name_rows(axis: Any, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -87,17 +94,7 @@ def _draw_curve(axis: Any, of: Found, question: str) -> None:
         ordered = sorted(points)
         scores = [values(points[value], whole) for value in ordered]
         mark, colour = STYLES[name]
-        error = [s.std(ddof=1) / len(s) ** 0.5 for s in scores]
-        axis.errorbar(
-            ordered,
-            [s.mean() for s in scores],
-            yerr=error,
-            marker=mark,
-            ms=4,
-            capsize=2,
-            color=colour,
-            label=name,
-        )
+        _draw_means(axis, ordered, scores, marker=mark, color=colour, label=name)
     axis.set_xscale("log")
     axis.set(
         xticks=ordered, xlabel=CURVES[question], ylabel="%, whole input (bars: standard error)"
@@ -109,25 +106,30 @@ def _draw_curve(axis: Any, of: Found, question: str) -> None:
 
 def _draw_fidelity(axis: Any, of: Found) -> None:
     """How far each method is from the teacher, on the whole input and on one modality."""
-    for name, row in of.methods.items():
-        near = [values(row, lambda run: run["views"]["full"]["kl"]).mean()]
-        near += [values(row, lambda run: mean_of(run, "kl")).mean()]
-        mark, colour = STYLES.get(name, (".", "#999999"))
-        axis.plot(*near, marker=mark, ms=5, ls="", color=colour)
-        axis.annotate(name, near, fontsize=6, xytext=(3, 2), textcoords="offset points")
-    axis.set(xlabel="KL to the teacher, whole input (nats)", ylabel="on one modality (nats)")
-    axis.set(yscale="log")
+    names = [*of.methods][::-1]
+    for measure, (_, label, colour) in zip(DISTANCES, MEASURES, strict=True):
+        kl = [values(of.methods[name], measure).mean() for name in names]
+        axis.plot(kl, range(len(names)), "o", ms=4, color=colour, label=label)
+    axis.set(xscale="log", xlabel="KL to the teacher (nats)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    _name_rows(axis, names)
 
 
-def _draw_sweep(axis: Any, of: Found) -> None:
+def _draw_sweep(axis: Any, of: Found, measured: tuple[Measure, str, str]) -> None:
+    measure, label, colour = measured
     rows = of.answered("population")
-    for measure, label, colour in MEASURES:
-        weights = [value for value, _ in rows]
-        middle = [values(row, measure).mean() for row in rows.values()]
-        axis.plot(weights, middle, "o-", ms=4, color=colour, label=label)
+    scores = [values(row, measure) for row in rows.values()]
+    _draw_means(axis, [weight for weight, _ in rows], scores, marker="o", color=colour)
     axis.set_xscale("symlog", linthresh=0.1)
-    axis.set(xlabel="weight of a modality alone", ylabel="%")
-    axis.legend(frameon=False, fontsize=8)
+    axis.set(xlabel="weight of a modality alone", ylabel=f"%, {label} (bars: standard error)")
+
+
+def _draw_means(axis: Any, at: Sequence[float], scores: Sequence[np.ndarray], **style: Any) -> None:
+    means = [s.mean() for s in scores]
+    error = [s.std(ddof=1) / len(s) ** 0.5 for s in scores]
+    axis.errorbar(at, means, yerr=error, ms=4, capsize=2, **style)
 
 
 def _draw_missing(axis: Any, of: Found) -> None:

@@ -8,7 +8,6 @@ prints the tables, writes them into a page between its marks, and draws the pict
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ matplotlib.use("Agg")  # no screen is needed
 import numpy as np
 from matplotlib import pyplot as plt
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from benchmarks.full import TEACHER
 from benchmarks.runs import read
+from benchmarks.tables import plain
 
 VIEWS = {"full": "whole input", "image": "image alone", "text": "text alone"}
 BASELINE = "KD"
@@ -120,6 +119,20 @@ def paired(gain: np.ndarray) -> str:
     return f"{gain.mean():+.2f} ± {half(gain):.2f}  {(gain > 0).sum()}/{len(gain)}"
 
 
+def told(differences: np.ndarray) -> str:
+    return paired(differences) if len(differences) > 1 else ""
+
+
+def short(differences: np.ndarray) -> str:
+    """Without the seeds won."""
+    return told(differences).partition("  ")[0]
+
+
+def dropped(name: str) -> str:
+    """A method's name, shorter."""
+    return name.replace("modality dropout", "drop")
+
+
 def half(gain: np.ndarray) -> float:
     """Of the interval's width."""
     low, high = interval(gain)
@@ -175,11 +188,7 @@ def _draw_densities(results: Results) -> plt.Figure:
 
 def text(runs: Sequence[Run]) -> str:
     """The tables as the study prints them."""
-    page = io.StringIO()
-    console = Console(file=page, width=WIDTH, force_terminal=False)
-    for part in tables(runs):
-        console.print(part)
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").split("\n"))
+    return plain(tables(runs), WIDTH)
 
 
 def write(page: Path, runs: Sequence[Run]) -> None:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 pytest.importorskip("rich", reason="needs the extra `study`")
 pytest.importorskip("matplotlib", reason="needs the extra `study`")
 
-from benchmarks import answers, full, measures, outcomes, pictures
+from benchmarks import full, measures, outcomes, pictures, verdicts
 from benchmarks.datasets import DATASETS, load
 from benchmarks.methods import ALL, Fading, Run, task_loss
 from benchmarks.models import STUDENT, Towers
@@ -223,9 +223,9 @@ def test_a_method_is_asked_only_where_it_has_settings(name: str) -> None:
 
 
 def test_a_verdict_is_where_the_interval_lies() -> None:
-    assert answers.verdict(np.array([1.0, 1.2, 0.9])) == "shown"
-    assert answers.verdict(np.array([1.0, -1.2, 0.9])) == "not shown"
-    assert answers.verdict(np.array([-1.0, -1.2, -0.9])) == "opposite"
+    assert verdicts.verdict(np.array([1.0, 1.2, 0.9])) == "shown"
+    assert verdicts.verdict(np.array([1.0, -1.2, 0.9])) == "not shown"
+    assert verdicts.verdict(np.array([-1.0, -1.2, -0.9])) == "opposite"
 
 
 def test_differences_are_those_of_seeds_that_both_have() -> None:
