@@ -41,12 +41,13 @@ class Claim:
 
 OVER_KD = Claim("MSD equal over KD", (EQUAL,), (KD,))
 OVER_ALL = Claim("best MSD over best baseline", MSD, FAMILY)
+OVER_LABELS = Claim("best MSD over labels + drop", MSD, (DROPPED,))
 WEIGHTS = Claim("best weights over equal", WEIGHTED, (EQUAL,))
 CLAIMS = (
     OVER_KD,
     Claim("MSD equal over KD + drop", (EQUAL,), (ROBUST,)),
     OVER_ALL,
-    Claim("best MSD over labels + drop", MSD, (DROPPED,)),
+    OVER_LABELS,
     *(Claim(f"{name[4:]} over equal", (name,), (EQUAL,)) for name in WEIGHTED),
     WEIGHTS,
 )
@@ -54,8 +55,8 @@ Condition = tuple[str, Any]  # a question, and what it varies
 CONDITIONS: dict[str, tuple[Condition, tuple[Claim, ...]]] = {
     "10 % of the labels": (("labelled", 0.1), (OVER_KD, OVER_ALL, WEIGHTS)),
     "30 % of the labels": (("labelled", 0.3), (OVER_KD, OVER_ALL, WEIGHTS)),
-    "weak teacher": (("weak", True), (OVER_KD, OVER_ALL, WEIGHTS)),
-    "wrong teacher": (("corrupted", True), (OVER_KD, OVER_ALL, WEIGHTS)),
+    "weak teacher": (("weak", True), (OVER_KD, OVER_ALL, OVER_LABELS, WEIGHTS)),
+    "wrong teacher": (("corrupted", True), (OVER_KD, OVER_ALL, OVER_LABELS, WEIGHTS)),
     "half the width": (("size", 0.5), (OVER_KD, OVER_ALL, WEIGHTS)),
     "twice the width": (("size", 2.0), (OVER_KD, OVER_ALL, WEIGHTS)),
     "3 x the epochs": (("epochs", 3), (OVER_KD, OVER_ALL)),
@@ -92,8 +93,11 @@ def _tables(
 
 
 def _under(of: Found, question: str, value: Any) -> dict[str, Row]:
-    """The runs by method, under one condition."""
-    return {m: row for (varied, m), row in of.answered(question).items() if varied == value}
+    """The runs by method, under one condition; of labels too, where only the teacher is another."""
+    rows = {m: row for (varied, m), row in of.answered(question).items() if varied == value}
+    if rows and question in ("weak", "corrupted"):
+        rows[DROPPED] = of.methods[DROPPED]
+    return rows
 
 
 def _cell(rows: Mapping[str, Row], claim: Claim, measure: Measure) -> str:
