@@ -57,9 +57,10 @@ class Found:
         return {name: row for name, row in found.items() if row}
 
     def answered(self, question: str) -> dict[tuple[Any, str], Row]:
-        """The same, but nothing unless there are runs of all that is asked."""
+        """The same, but nothing unless all that is asked was run on the same seeds."""
         rows = self.rows(question)
-        return rows if len(rows) == len(self._asked(question)) else {}
+        alike = len({frozenset(row) for row in rows.values()}) == 1
+        return rows if alike and len(rows) == len(self._asked(question)) else {}
 
     def _asked(self, question: str) -> list[tuple[Any, str]]:
         asked = full.QUESTIONS[question]

@@ -250,6 +250,21 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(
     assert outcomes.Found("emoji").best(("KD", "FitNet")) == "KD"
 
 
+def test_a_question_is_answered_once_all_its_seeds_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dict.fromkeys(("teacher", "KD", "MSD equal"), SETTINGS)
+    monkeypatch.setattr(full, "settings_of", lambda dataset: settings)
+    monkeypatch.setattr(outcomes, "RESULTS", tmp_path)
+    runs = Runs(tmp_path / "emoji" / "full.jsonl")
+    *jobs, last = full.of("size", "emoji", 2, Path())
+    runs.extend({"job": job} for job in jobs)
+    assert outcomes.Found("emoji").rows("size")
+    assert outcomes.Found("emoji").answered("size") == {}
+    runs.extend([{"job": last}])
+    assert len(outcomes.Found("emoji").answered("size")) == 4
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_both_pictures_of_a_data_set_are_drawn(name: str, tmp_path: Path) -> None:
     pictures.draw(name, tmp_path)
