@@ -86,6 +86,7 @@ BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both moda
 }
 TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
 FEW = (KD, ROBUST, EQUAL, "MSD saliency")
+UNLABELLED = ("labels", KD, ROBUST, "FitNet", "RKD", "SP", EQUAL, "MSD saliency")  # DKD can't
 SHARING = (KD, ROBUST, EQUAL)
 OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # kept as chosen
 QUESTIONS = {
@@ -96,7 +97,7 @@ QUESTIONS = {
     "tiny": Question((KD, EQUAL), "tiny", tuple(TRIED)),
     "blind": Question((EQUAL,), "blind", tuple(BLIND)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
-    "labelled": Question(("labels", *FAMILY, EQUAL, "MSD saliency"), "labelled", (0.1, 0.3)),
+    "labelled": Question(UNLABELLED, "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "stacked": Question((EQUAL,), "once", (False,)),
     "epochs": Question(SHARING, "epochs", (1, 3)),

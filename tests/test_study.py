@@ -124,6 +124,13 @@ def test_every_method_teaches_every_part_of_the_student(method: str, dataset: st
     assert all(p.grad is not None for p in run.learned.parameters())
 
 
+@pytest.mark.parametrize("method", full.QUESTIONS["labelled"].methods)
+def test_methods_that_are_asked_with_few_labels_take_unknown_ones(method: str) -> None:
+    run, (batch, target) = make_run(method)
+    target[::2] = UNKNOWN
+    assert ALL[method](run)(run.student, batch, target).isfinite()
+
+
 @pytest.mark.parametrize("method", ["MSD equal", "MSD saliency", "MSD learned"])
 def test_towers_that_run_once_change_no_loss(method: str) -> None:
     losses = []
