@@ -28,6 +28,7 @@ STYLES = {  # of the methods that are drawn as curves
     "MSD saliency": ("D", "#cc79a7"),
     "labels": (".", "black"),
 }
+BASELINES = {"FitNet": ("v", "#56b4e9"), "RKD": ("P", "#e69f00"), "SP": ("X", "#999999")}
 MEASURES = ((whole, "whole input", COLOURS[0]), (singles, "one modality", COLOURS[1]))
 DISTANCES = (lambda run: run["views"]["full"]["kl"], partial(mean_of, metric="kl"))  # of the same
 
@@ -93,7 +94,7 @@ def _draw_curve(axis: Any, of: Found, question: str) -> None:
         points[1] = of.methods[name]
         ordered = sorted(points)
         scores = [values(points[value], whole) for value in ordered]
-        mark, colour = STYLES[name]
+        mark, colour = (STYLES | BASELINES)[name]
         _draw_means(axis, ordered, scores, marker=mark, color=colour, label=name)
     axis.set_xscale("log")
     axis.set(
