@@ -152,6 +152,7 @@ TITLES = VARIED | {
     "shared": "the same settings",
     "tiny": "a student of half the size",
     "blind": "students that do not use a modality",
+    "learning": "what keeps weights from learning who is wrong",
 }
 USUAL = ("population", "stacked")  # compared with what is not varied
 LONG = 3  # times the usual epochs KD has what MSD costs in a forward for each view
@@ -250,6 +251,20 @@ def unseen(of: Found) -> Iterator[Table]:
     yield table
 
 
+def learning(of: Found) -> Iterator[Table]:
+    """What learned weights gain on equal ones where the teacher is often wrong."""
+    rows = of.answered("learning")
+    scored = SCORE.get(of.dataset, "accuracy")
+    title = f"{of.dataset}, 40 % wrong: {scored} in % on validation data (seeds: {_seeds(rows)})"
+    table = new_table(title, "whole input", "one modality", "whole, to equal", "one, to equal")
+    equal, *_ = rows.values()
+    for (value, _), row in rows.items():
+        cells = [spread(values(row, measure)) for measure in (whole, singles)]
+        ahead = [gain(row, equal, measure) for measure in (whole, singles)]
+        table.add_row(value, *cells, *("" if row is equal else told(part) for part in ahead))
+    yield table
+
+
 ANSWERS = {
     **{question: partial(varied, question=question) for question in VARIED},
     "methods": methods,
@@ -259,4 +274,5 @@ ANSWERS = {
     "shared": shared,
     "tiny": tiny,
     "blind": unseen,
+    "learning": learning,
 }

@@ -84,7 +84,18 @@ BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both moda
     "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
     "no picture is white, not black": {"absent": 1.0},
 }
-TRIALS = {"tiny": TRIED, "blind": BLIND}  # on validation data alone
+LEARNING: dict[str, dict[str, Any]] = {  # what keeps weights from learning who is wrong
+    "equal weights": {"method": EQUAL},
+    "learned, as chosen": {},
+    "as much held out, nothing learned": {"settings": {"meta_rate": 0.0}},
+    "10 % held out": {"settings": {"held_out": 0.1}},
+    "20 % held out": {"settings": {"held_out": 0.2}},
+    "weights learn at every step": {"settings": {"every": 1}},
+    "meta-rate 0.001": {"settings": {"meta_rate": 0.001}},
+    "look-ahead 0.01": {"settings": {"look_ahead": 0.01}},
+    "look-ahead 1": {"settings": {"look_ahead": 1.0}},
+}
+TRIALS = {"tiny": TRIED, "blind": BLIND, "learning": LEARNING}  # on validation data alone
 FEW = (KD, ROBUST, EQUAL, "MSD saliency")
 UNLABELLED = ("labels", KD, ROBUST, "FitNet", "RKD", "SP", EQUAL, "MSD saliency")  # DKD can't
 SHARING = (KD, ROBUST, EQUAL)
@@ -96,6 +107,7 @@ QUESTIONS = {
     "corrupted": Question((*WEIGHTINGS, ROBUST), "corrupted", (True,)),
     "tiny": Question((KD, EQUAL), "tiny", tuple(TRIED)),
     "blind": Question((EQUAL,), "blind", tuple(BLIND)),
+    "learning": Question(("MSD learned",), "learning", tuple(LEARNING)),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "labelled": Question(UNLABELLED, "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
@@ -106,7 +118,8 @@ WORDS = ("emoji", "hanzi", "emoji-keywords")  # whose tower draws what it drops
 ONLY = {
     **dict.fromkeys(QUESTIONS, (*WORDS, "mfeat")),
     **dict.fromkeys(("methods", "size"), tuple(EPOCHS)),
-    **dict.fromkeys(TRIALS, ("emoji",)),
+    **dict.fromkeys(("tiny", "blind"), ("emoji",)),
+    "learning": ("emoji", "emoji-keywords"),
     "stacked": WORDS,
 }
 
@@ -199,6 +212,9 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
         return _tried({**job, "size": 0.5, "settings": PLAIN}, TRIED[value])
     if vary == "blind":
         return _tried({**job, "settings": BLINDING}, BLIND[value])
+    if vary == "learning":  # all with the settings of equal weights
+        settings = {**chosen["MSD learned"], **chosen[EQUAL]}
+        return _tried({**job, "corrupted": True, "settings": settings}, LEARNING[value])
     return {**job, vary: value}
 
 

@@ -195,7 +195,7 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
             yield function(job)
 
     settings = {"teacher": SETTINGS, "KD": SETTINGS, "MSD equal": SETTINGS}
-    settings["MSD population"] = SETTINGS
+    settings |= {"MSD population": SETTINGS, "MSD learned": SETTINGS}
     monkeypatch.setattr(full, "settings_of", lambda dataset: settings)
     monkeypatch.setattr(full, "pool", lambda workers: Here())
     monkeypatch.setattr(full, "run_all", run_all)
@@ -206,7 +206,9 @@ def test_every_question_runs_and_a_second_time_finds_all_done(
     single = full.Question(("MSD population",), "single", (0.0, 0.5))
     slower = dict.fromkeys(full.QUESTIONS["shared"].methods, SETTINGS | {"rate": 0.01})
     monkeypatch.setattr(full, "shared", lambda dataset: [slower])
-    asked = {**full.QUESTIONS, "tiny": tiny, "blind": blind, "population": single}
+    learning = full.Question(("MSD learned",), "learning", ("equal weights", "look-ahead 1"))
+    trials = {"tiny": tiny, "blind": blind, "learning": learning}
+    asked = {**full.QUESTIONS, **trials, "population": single}
     monkeypatch.setattr(full, "QUESTIONS", asked)
     full.run(tmp_path, ["emoji"], list(asked), seeds=1)
     runs = read(tmp_path / "emoji" / "full.jsonl")
