@@ -13,11 +13,13 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import full
-from benchmarks.full import EQUAL, FAMILY, KD, ROBUST
+from benchmarks.full import FAMILY
+from benchmarks.methods import EQUAL, KD, ROBUST
 from benchmarks.outcomes import Found, Measure, Row, best, gain, mean_of, singles, values, whole
 from benchmarks.report import dropped, short, spread, told
 from benchmarks.tables import new_table
 from benchmarks.training import MISSING
+from benchmarks.trials import TRIALS
 from benchmarks.verdicts import OVER_ALL
 
 SCORE = {"emoji-keywords": "mean average precision"}
@@ -230,7 +232,7 @@ def tiny(of: Found) -> Iterator[Table]:
         f"(seeds: {_seeds(rows)})",
         *(KD, "MSD", "whole, to KD", "one, to KD", "blind: KD", "MSD"),
     )
-    for value in full.TRIED:
+    for value in TRIALS["tiny"]:
         other, row = (rows[value, method] for method in full.QUESTIONS["tiny"].methods)
         cells = [spread(values(r, whole)) for r in (other, row)]
         gains = [told(gain(row, other, measure)) for measure in (whole, singles)]

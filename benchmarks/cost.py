@@ -20,12 +20,12 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.datasets import Task, load
 from benchmarks.full import settings_of
-from benchmarks.methods import ALL, Run
+from benchmarks.methods import ALL, EQUAL, KD, Run
 from benchmarks.models import STUDENT, TEACHER, Towers
 from benchmarks.training import BATCH
 from msdlosses import TeacherCache
 
-DATASET, KD = "hanzi", "KD"
+DATASET = "hanzi"
 STACKED = "MSD equal, views stacked"
 
 
@@ -64,7 +64,7 @@ def group(args: Any, folder: Path) -> dict[str, Any]:
     cache = TeacherCache.build(teacher, task.teacher_views(), task.train.batches(512), folder)
     features = torch.randn(len(task.train), TEACHER["width"])
     names = [name for name in ALL if name in settings_of(DATASET)]
-    names.insert(names.index("MSD equal") + 1, STACKED)
+    names.insert(names.index(EQUAL) + 1, STACKED)
     variants = {name: step(task, cache, features, name) for name in names}
     return measure.compare(
         f"a training step on {DATASET}, batch {BATCH}",

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import Job, Result, cores, pool, run_all
-from benchmarks.methods import ALL
+from benchmarks.methods import ALL, EQUAL, KD, ROBUST
 from benchmarks.runs import RESULTS, Runs, fingerprint, key
 from benchmarks.training import run_student, run_teacher, untaught
+from benchmarks.trials import TRIALS, tried
 
 SETTINGS = Path(__file__).parent / "settings"
 TEACHER = "teacher"
@@ -36,66 +37,9 @@ class Question:
     values: tuple[Any, ...] = (None,)
 
 
-KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
 FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of MSD
 MSD = tuple(name for name in ALL if name.startswith("MSD"))
 WEIGHTINGS = (KD, EQUAL, "MSD saliency", "MSD teacher loss", "MSD learned")
-PLAIN = {
-    "rate": 0.02,
-    "decay": 0.1,
-    "word_dropout": 0.5,
-    "dropout": 0.0,
-    "mix": 0.9,
-    "temperature": 4.0,
-}
-TRIED: dict[str, dict[str, Any]] = {  # what may make MSD lose where the student is tiny
-    "as it is": {},
-    "temperature 2": {"settings": {"temperature": 2.0}},
-    "temperature 1": {"settings": {"temperature": 1.0}},
-    "labels count half": {"settings": {"mix": 0.5}},
-    "half the learning rate": {"settings": {"rate": 0.01}},
-    "a quarter of it": {"settings": {"rate": 0.005}},
-    "views stacked, not towers once": {"once": False},
-    "three times the epochs": {"epochs": 48},
-    "a student twice as wide": {"size": 1.0},
-    "four times as wide": {"size": 2.0},
-    "no picture is white, not black": {"absent": 1.0},
-    "modalities alone count 0.5": {"single": 0.5},
-    "modalities alone count 0.25": {"single": 0.25},
-    "modalities alone count 0.1": {"single": 0.1},
-    "they count less at each step": {"method": "MSD fading"},
-    "by saliency": {"method": "MSD saliency", "settings": {"alpha": 1.0}},
-    "conflict-free gradients": {"method": "MSD conflict-free"},
-}
-BLINDING = {  # by these, four of ten students did not use the picture
-    "rate": 0.04,
-    "decay": 0.1,
-    "word_dropout": 0.3,
-    "dropout": 0.1,
-    "mix": 0.9,
-    "temperature": 1.0,
-}
-BLIND: dict[str, dict[str, Any]] = {  # what keeps students from using both modalities
-    "as it was": {},
-    "views stacked, not towers once": {"once": False},
-    "half the learning rate": {"settings": {"rate": 0.01}},
-    "temperature 4": {"settings": {"temperature": 4.0}},
-    "labels count half": {"settings": {"mix": 0.5}},
-    "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
-    "no picture is white, not black": {"absent": 1.0},
-}
-LEARNING: dict[str, dict[str, Any]] = {  # what keeps weights from learning who is wrong
-    "equal weights": {"method": EQUAL},
-    "learned, as chosen": {},
-    "as much held out, nothing learned": {"settings": {"meta_rate": 0.0}},
-    "10 % held out": {"settings": {"held_out": 0.1}},
-    "20 % held out": {"settings": {"held_out": 0.2}},
-    "weights learn at every step": {"settings": {"every": 1}},
-    "meta-rate 0.001": {"settings": {"meta_rate": 0.001}},
-    "look-ahead 0.01": {"settings": {"look_ahead": 0.01}},
-    "look-ahead 1": {"settings": {"look_ahead": 1.0}},
-}
-TRIALS = {"tiny": TRIED, "blind": BLIND, "learning": LEARNING}  # on validation data alone
 FEW = (KD, ROBUST, EQUAL, "MSD saliency")
 UNLABELLED = ("labels", KD, ROBUST, "FitNet", "RKD", "SP", EQUAL, "MSD saliency")  # DKD can't
 SHARING = (KD, ROBUST, EQUAL)
@@ -105,9 +49,9 @@ QUESTIONS = {
     "shared": Question((*SHARING, *OWN), "shared"),
     "weak": Question((*WEIGHTINGS, ROBUST), "weak", (True,)),
     "corrupted": Question((*WEIGHTINGS, ROBUST), "corrupted", (True,)),
-    "tiny": Question((KD, EQUAL), "tiny", tuple(TRIED)),
-    "blind": Question((EQUAL,), "blind", tuple(BLIND)),
-    "learning": Question(("MSD learned",), "learning", tuple(LEARNING)),
+    "tiny": Question((KD, EQUAL), "tiny", tuple(TRIALS["tiny"])),
+    "blind": Question((EQUAL,), "blind", tuple(TRIALS["blind"])),
+    "learning": Question(("MSD learned",), "learning", tuple(TRIALS["learning"])),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "labelled": Question(UNLABELLED, "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
@@ -208,25 +152,9 @@ def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
         return {**job, "settings": {**chosen[EQUAL], "single": value}}
     if vary == "epochs":
         return {**job, "epochs": value * job["epochs"]}
-    if vary == "tiny":  # students of half the size that share all settings
-        return _tried({**job, "size": 0.5, "settings": PLAIN}, TRIED[value])
-    if vary == "blind":
-        return _tried({**job, "settings": BLINDING}, BLIND[value])
-    if vary == "learning":  # all with the settings of equal weights
-        settings = {**chosen["MSD learned"], **chosen[EQUAL]}
-        return _tried({**job, "corrupted": True, "settings": settings}, LEARNING[value])
+    if vary in TRIALS:
+        return tried(job, vary, value, chosen)
     return {**job, vary: value}
-
-
-def _tried(job: Job, tried: Mapping[str, Any]) -> Job:
-    """One thing is tried; of weights and gradients only MSD knows."""
-    settings, method = {**job["settings"], **tried.get("settings", {})}, job["method"]
-    if method != KD:
-        method = tried.get("method", method)
-    if "single" in tried and method != KD:
-        method, settings = "MSD population", {**settings, "single": tried["single"]}
-    more = {name: tried[name] for name in ("epochs", "size", "once") if name in tried}
-    return {**job, **more, "method": method, "settings": settings}
 
 
 def common_job(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:

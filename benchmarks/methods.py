@@ -300,12 +300,13 @@ def _dkd(run: Run) -> DistillationLoss:
     return DKDLoss(run.settings["temperature"], beta=run.settings["beta"])
 
 
+KD, ROBUST, EQUAL = "KD", "KD + modality dropout", "MSD equal"
 METHODS: dict[str, Callable[[Run], Objective]] = {
     "labels": labels,
     "labels + modality dropout": labels_dropout,
-    "KD": kd,
-    "KD + modality dropout": kd_dropout,
-    "MSD equal": msd,
+    KD: kd,
+    ROBUST: kd_dropout,
+    EQUAL: msd,
     "MSD saliency": msd_saliency,
     "MSD teacher loss": msd_teacher_loss,
     "MSD learned": msd_learned,

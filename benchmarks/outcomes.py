@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from itertools import cycle
 from pathlib import Path
@@ -90,10 +90,6 @@ class Found:
             and run["job"]["part"] == "test"
             and "weak" not in run["job"]
         }
-
-    def best(self, methods: Iterable[str]) -> str:
-        """The method that does best on validation data, on the whole input."""
-        return best({m: self.methods[m] for m in methods if m in self.methods})
 
 
 @cache

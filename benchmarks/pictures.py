@@ -16,7 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 
 from benchmarks.answers import VARIED, score
-from benchmarks.full import EQUAL, KD, ROBUST, TEACHER
+from benchmarks.full import TEACHER
+from benchmarks.methods import EQUAL, KD, ROBUST
 from benchmarks.outcomes import Found, Measure, found, gain, mean_of, singles, values, whole
 from benchmarks.report import COLOURS, half
 from benchmarks.training import MISSING

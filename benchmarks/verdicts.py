@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.full import EQUAL, FAMILY, KD, MSD, ROBUST
+from benchmarks.full import FAMILY, MSD
+from benchmarks.methods import EQUAL, KD, ROBUST
 from benchmarks.outcomes import Found, Measure, Row, best, gain, singles, whole
 from benchmarks.report import dropped, interval, short
 from benchmarks.tables import new_table

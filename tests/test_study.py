@@ -21,6 +21,7 @@ from benchmarks.methods import ALL, Fading, Run, task_loss
 from benchmarks.models import STUDENT, Towers
 from benchmarks.runs import Runs, read
 from benchmarks.training import UNKNOWN, corrupted, partly_labelled
+from benchmarks.trials import TRIALS
 
 SETTINGS = {
     "rate": 0.02, "decay": 0.1, "word_dropout": 0.0, "dropout": 0.0, "mix": 0.9,
@@ -227,8 +228,8 @@ def test_a_method_is_asked_only_where_it_has_settings(name: str) -> None:
     chosen = full.settings_of(name)
     for question in full.QUESTIONS:
         for job in full.of(question, name, 2, Path()):
-            assert job["method"] in chosen or question in full.TRIALS
-            assert job["part"] == ("validation" if question in full.TRIALS else "test")
+            assert job["method"] in chosen or question in TRIALS
+            assert job["part"] == ("validation" if question in TRIALS else "test")
 
 
 def test_a_verdict_is_where_the_interval_lies() -> None:
@@ -256,7 +257,7 @@ def test_the_best_is_chosen_by_validation_and_not_by_test(
         first = job["method"] == "KD"
         views = {"full": {"accuracy": 0.1 if first else 0.9}}
         runs.extend([{"job": told, "views": views, "validation": 0.8 if first else 0.7}])
-    assert outcomes.Found("emoji").best(("KD", "FitNet")) == "KD"
+    assert outcomes.best(outcomes.Found("emoji").methods) == "KD"
 
 
 def test_a_question_is_answered_once_all_its_seeds_are(

@@ -1,0 +1,93 @@
+"""What was tried, on validation data alone, where MSD loses: one thing at a time.
+
+A trial may have settings, epochs, a size of its own, and what else it names; all else is alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.methods import EQUAL, KD
+from benchmarks.runs import Job
+
+Trials = dict[str, dict[str, Any]]
+
+PLAIN = {
+    "rate": 0.02,
+    "decay": 0.1,
+    "word_dropout": 0.5,
+    "dropout": 0.0,
+    "mix": 0.9,
+    "temperature": 4.0,
+}
+TINY: Trials = {  # what may make MSD lose where the student is tiny
+    "as it is": {},
+    "temperature 2": {"settings": {"temperature": 2.0}},
+    "temperature 1": {"settings": {"temperature": 1.0}},
+    "labels count half": {"settings": {"mix": 0.5}},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "a quarter of it": {"settings": {"rate": 0.005}},
+    "views stacked, not towers once": {"once": False},
+    "three times the epochs": {"epochs": 48},
+    "a student twice as wide": {"size": 1.0},
+    "four times as wide": {"size": 2.0},
+    "no picture is white, not black": {"absent": 1.0},
+    "modalities alone count 0.5": {"single": 0.5},
+    "modalities alone count 0.25": {"single": 0.25},
+    "modalities alone count 0.1": {"single": 0.1},
+    "they count less at each step": {"method": "MSD fading"},
+    "by saliency": {"method": "MSD saliency", "settings": {"alpha": 1.0}},
+    "conflict-free gradients": {"method": "MSD conflict-free"},
+}
+BLINDING = {  # by these, four of ten students did not use the picture
+    "rate": 0.04,
+    "decay": 0.1,
+    "word_dropout": 0.3,
+    "dropout": 0.1,
+    "mix": 0.9,
+    "temperature": 1.0,
+}
+BLIND: Trials = {  # what keeps students from using both modalities
+    "as it was": {},
+    "views stacked, not towers once": {"once": False},
+    "half the learning rate": {"settings": {"rate": 0.01}},
+    "temperature 4": {"settings": {"temperature": 4.0}},
+    "labels count half": {"settings": {"mix": 0.5}},
+    "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
+    "no picture is white, not black": {"absent": 1.0},
+}
+LEARNING: Trials = {  # what keeps weights from learning who is wrong
+    "equal weights": {"method": EQUAL},
+    "learned, as chosen": {},
+    "as much held out, nothing learned": {"settings": {"meta_rate": 0.0}},
+    "10 % held out": {"settings": {"held_out": 0.1}},
+    "20 % held out": {"settings": {"held_out": 0.2}},
+    "weights learn at every step": {"settings": {"every": 1}},
+    "meta-rate 0.001": {"settings": {"meta_rate": 0.001}},
+    "look-ahead 0.01": {"settings": {"look_ahead": 0.01}},
+    "look-ahead 1": {"settings": {"look_ahead": 1.0}},
+}
+TRIALS = {"tiny": TINY, "blind": BLIND, "learning": LEARNING}
+
+
+def tried(job: Job, question: str, name: str, chosen: Mapping[str, Any]) -> Job:
+    """A job as a trial has it; of weights and gradients only MSD knows."""
+    trial, method = TRIALS[question][name], job["method"]
+    job = {**job, **_base(question, chosen)}
+    settings = {**job["settings"], **trial.get("settings", {})}
+    if method != KD:
+        method = trial.get("method", method)
+    if "single" in trial and method != KD:
+        method, settings = "MSD population", {**settings, "single": trial["single"]}
+    more = {key: trial[key] for key in ("epochs", "size", "once") if key in trial}
+    return {**job, **more, "method": method, "settings": settings}
+
+
+def _base(question: str, chosen: Mapping[str, Any]) -> Job:
+    """What all trials of a question have in common."""
+    if question == "tiny":
+        return {"size": 0.5, "settings": PLAIN}
+    if question == "blind":
+        return {"settings": BLINDING}
+    return {"corrupted": True, "settings": {**chosen["MSD learned"], **chosen[EQUAL]}}
