@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks import full
 from benchmarks.full import FAMILY
 from benchmarks.methods import EQUAL, KD, ROBUST
-from benchmarks.outcomes import Found, Measure, Row, best, gain, mean_of, singles, values, whole
+from benchmarks.outcomes import Found, Measure, Row, best, gain, singles, values, whole
 from benchmarks.report import dropped, short, spread, told
 from benchmarks.tables import new_table
 from benchmarks.training import MISSING
@@ -74,8 +74,22 @@ def methods(of: Found) -> Iterator[Table]:
         second.add_row(dropped(name), *cells)
     second.caption = "drop: modality dropout; last: seeds won"
     yield second
+    yield _weightings(rows)
     if "MSD + FitNet" in rows:
         yield _on_top(rows)
+
+
+def _weightings(rows: Mapping[str, Row]) -> Table:
+    """Weights of samples against one weight for all."""
+    bases = {"equal": EQUAL, "population": "MSD population"}
+    heads = [f"{view}, to {base}" for base in bases for view in ("whole", "one")]
+    table = new_table(
+        "points that weights of samples are ahead of equal, and of searched ones", *heads
+    )
+    for name in ("MSD saliency", "MSD teacher loss", "MSD learned"):
+        gains = (gain(rows[name], rows[b], m) for b in bases.values() for m in (whole, singles))
+        table.add_row(name, *map(told, gains))
+    return table
 
 
 def _on_top(rows: Mapping[str, Row]) -> Table:
@@ -88,27 +102,29 @@ def _on_top(rows: Mapping[str, Row]) -> Table:
     return table
 
 
+FIDELITY = {
+    "expected calibration error in %": "ece",
+    "KL to the teacher, in hundredths of a nat": "kl",
+    "% of its decisions that are the teacher's": "agreement",
+}
+
+
 def fidelity(of: Found) -> Iterator[Table]:
     """How well a student's confidence is founded, and how near it is to the teacher."""
-    metrics = {"ECE": "ece", "KL": "kl", "agree": "agreement"}
-    measures: dict[str, Measure] = {}
-    for head, metric in metrics.items():
-        measures[f"{head}, whole"] = lambda run, m=metric: 100 * run["views"]["full"][m]
-        measures[f"{head}, one"] = lambda run, m=metric: mean_of(run, m, 100)
-    yield from _compared(
-        of,
-        "calibration, and fidelity to the teacher",
-        of.methods,
-        measures,
-        "ECE: expected calibration error, %; KL: hundredths of a nat; agree: % of equal decisions",
-    )
+    for what, metric in FIDELITY.items():
+        yield from _compared(of, what, of.methods, _by_view(of, metric))
 
 
 def modalities(of: Found) -> Iterator[Table]:
     """Each modality alone."""
-    views = [v for v in next(iter(of.teachers.values()))["views"] if v != "full"]
-    measures = {v: lambda run, v=v: 100 * run["views"][v]["accuracy"] for v in views}
+    measures = _by_view(of, "accuracy")
+    del measures["full"]
     yield from _compared(of, f"{score(of)} in % on one modality", of.networks, measures)
+
+
+def _by_view(of: Found, metric: str) -> dict[str, Measure]:
+    views = next(iter(of.teachers.values()))["views"]
+    return {v: lambda run, v=v: 100 * run["views"][v][metric] for v in views}
 
 
 def missing(of: Found) -> Iterator[Table]:
@@ -125,7 +141,6 @@ def _compared(
     what: str,
     rows: Mapping[str, Row],
     measures: Mapping[str, Measure],
-    caption: str = "",
 ) -> Iterator[Table]:
     """What each method reaches, and how far that is from what KD does."""
     reached = new_table(f"{of.dataset}: {what}", *measures)
@@ -137,7 +152,6 @@ def _compared(
         if name not in (KD, full.TEACHER):
             gains = (gain(row, rows[KD], measure) for measure in measures.values())
             apart.add_row(dropped(name), *map(short, gains))
-    apart.caption = caption
     yield from (reached, apart)
 
 

@@ -26,7 +26,7 @@ SHOWING = ("performance", "learned-weights", "study", "study-tables")
 PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in SHOWING))
 TEXTS = {"corrupted": corrupted.text}  # all others are tables of times and memory
 OF_ALL = {"verdicts": verdicts.verdicts, "conditions": verdicts.conditions}
-WIDTH = 114  # of the study's tables
+WIDTH = 132  # of the study's tables
 MARKED = re.compile(
     r"(<!-- benchmark ([\w-]+)(?: (\d+))?: begin -->\n).*?(<!-- benchmark \2(?: \3)?: end -->)",
     re.DOTALL,
