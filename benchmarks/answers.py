@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import full
-from benchmarks.full import FAMILY
+from benchmarks.full import FAMILY, OF_SAMPLES
 from benchmarks.methods import EQUAL, KD, ROBUST
 from benchmarks.outcomes import Found, Measure, Row, best, gain, singles, values, whole
 from benchmarks.report import dropped, short, spread, told
@@ -86,7 +86,7 @@ def _weightings(rows: Mapping[str, Row]) -> Table:
     table = new_table(
         "points that weights of samples are ahead of equal, and of searched ones", *heads
     )
-    for name in ("MSD saliency", "MSD teacher loss", "MSD learned"):
+    for name in OF_SAMPLES:
         gains = (gain(rows[name], rows[b], m) for b in bases.values() for m in (whole, singles))
         table.add_row(name, *map(told, gains))
     return table

@@ -39,10 +39,11 @@ class Question:
 
 FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of MSD
 MSD = tuple(name for name in ALL if name.startswith("MSD"))
-WEIGHTINGS = (KD, EQUAL, "MSD saliency", "MSD teacher loss", "MSD learned")
-FEW = (KD, ROBUST, EQUAL, "MSD saliency")
-UNLABELLED = ("labels", KD, ROBUST, "FitNet", "RKD", "SP", EQUAL, "MSD saliency")  # DKD can't
+OF_SAMPLES = ("MSD saliency", "MSD teacher loss", "MSD learned")  # their weights are
+WEIGHTINGS = (KD, EQUAL, *OF_SAMPLES)
 SHARING = (KD, ROBUST, EQUAL)
+FEW = (*SHARING, "MSD saliency")
+UNLABELLED = tuple(name for name in FAMILY if name != "DKD")  # which has to know every label
 OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # kept as chosen
 QUESTIONS = {
     "methods": Question(),
@@ -53,7 +54,7 @@ QUESTIONS = {
     "blind": Question((EQUAL,), "blind", tuple(TRIALS["blind"])),
     "learning": Question(("MSD learned",), "learning", tuple(TRIALS["learning"])),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
-    "labelled": Question(UNLABELLED, "labelled", (0.1, 0.3)),
+    "labelled": Question(("labels", *UNLABELLED, EQUAL, "MSD saliency"), "labelled", (0.1, 0.3)),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "stacked": Question((EQUAL,), "once", (False,)),
     "epochs": Question(SHARING, "epochs", (1, 3)),

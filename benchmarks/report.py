@@ -23,11 +23,11 @@ from rich.table import Table
 from scipy import stats
 
 from benchmarks.full import TEACHER
+from benchmarks.methods import EQUAL, KD
 from benchmarks.runs import read
 from benchmarks.tables import plain
 
 VIEWS = {"full": "whole input", "image": "image alone", "text": "text alone"}
-BASELINE = "KD"
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by colour-blind readers
 WIDTH = 80  # of the tables in a page
 MARKS = "<!-- study of {}: begin -->", "<!-- study of {}: end -->"
@@ -52,14 +52,14 @@ class Results:
 
     def gain(self, method: str, view: str) -> np.ndarray:
         """What a method is ahead of KD, in points, seed by seed."""
-        return 100 * (self.values(method, view) - self.values(BASELINE, view))
+        return 100 * (self.values(method, view) - self.values(KD, view))
 
 
 def tables(runs: Sequence[Run]) -> Iterator[Table | str]:
     """The results, the paired differences to KD, and what speaks against MSD."""
     results = Results(runs)
     yield _accuracies(results)
-    if BASELINE in results.methods and results.seeds > 1:
+    if KD in results.methods and results.seeds > 1:
         yield _differences(results)
         yield _footer(results)
 
@@ -92,7 +92,7 @@ def _differences(results: Results) -> Table:
     for title in VIEWS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for method in results.methods:
-        if method not in (TEACHER, BASELINE):
+        if method not in (TEACHER, KD):
             table.add_row(method, *(paired(results.gain(method, view)) for view in VIEWS))
     return table
 
@@ -171,7 +171,7 @@ def _draw_accuracies(results: Results) -> plt.Figure:
 
 
 def _draw_densities(results: Results) -> plt.Figure:
-    shown = [m for m in (TEACHER, BASELINE, "MSD equal") if m in results.methods] or results.methods
+    shown = [m for m in (TEACHER, KD, EQUAL) if m in results.methods] or results.methods
     figure, axes = plt.subplots(1, len(VIEWS), figsize=(11, 3.2), layout="constrained")
     for axis, (view, title) in zip(axes, VIEWS.items(), strict=True):
         for method, colour, dash in zip(shown, COLOURS, ("-", "--", "-."), strict=False):

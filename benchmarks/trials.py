@@ -76,10 +76,10 @@ def tried(job: Job, question: str, name: str, chosen: Mapping[str, Any]) -> Job:
     trial, method = TRIALS[question][name], job["method"]
     job = {**job, **_base(question, chosen)}
     settings = {**job["settings"], **trial.get("settings", {})}
-    if method != KD:
-        method = trial.get("method", method)
-    if "single" in trial and method != KD:
+    if method != KD and "single" in trial:
         method, settings = "MSD population", {**settings, "single": trial["single"]}
+    elif method != KD:
+        method = trial.get("method", method)
     more = {key: trial[key] for key in ("epochs", "size", "once") if key in trial}
     return {**job, **more, "method": method, "settings": settings}
 

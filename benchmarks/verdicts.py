@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.full import FAMILY, MSD
+from benchmarks.full import FAMILY, MSD, OF_SAMPLES
 from benchmarks.methods import EQUAL, KD, ROBUST
 from benchmarks.outcomes import Found, Measure, Row, best, gain, singles, whole
 from benchmarks.report import dropped, interval, short
 from benchmarks.tables import new_table
 
 DROPPED = "labels + modality dropout"
-WEIGHTED = ("MSD population", "MSD saliency", "MSD teacher loss", "MSD learned")
+WEIGHTED = ("MSD population", *OF_SAMPLES)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,10 @@ def test_works_in_torch_func(transform: str) -> None:
     student, teacher = torch.randn(2, 3, 4, dtype=F64)
     found = []
     for loss in both(KDLoss, 2):
-        total = lambda s, loss=loss: loss(s, teacher).sum()  # noqa: E731
+
+        def total(s: Tensor, loss: KDLoss = loss) -> Tensor:
+            return loss(s, teacher).sum()
+
         calls: dict[str, Callable[[], Any]] = {
             "grad": lambda total=total: torch.func.grad(total)(student),
             "vmap": lambda loss=loss: torch.vmap(loss)(student[:, None], teacher[:, None]),
@@ -343,7 +346,7 @@ def test_refused(make: Callable[[], object], message: str) -> None:
 
 def test_a_size_is_an_integer() -> None:
     with pytest.raises(TypeError, match="`rows_at_once` to be an integer, got"):
-        KDLoss(rows_at_once=2.0)  # type: ignore[arg-type]
+        KDLoss(rows_at_once=2.0)
 
 
 def test_the_repr_tells_it() -> None:

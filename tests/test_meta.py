@@ -332,7 +332,7 @@ def test_gradient_when_the_held_out_loss_uses_the_weights_too() -> None:
     def outer(model: nn.Module) -> Tensor:
         return Task.outer(task, model) * task.weighting.weights.square().sum()
 
-    task.outer = outer  # type: ignore[method-assign]
+    task.outer = outer
     assert_exact(student, SGD(student.parameters(), LR), task, ENGINES)
 
 
@@ -381,7 +381,10 @@ def test_a_probe_alone_carries_the_gradient(engine: str) -> None:
     ahead = copy.deepcopy(student)
     plain_step(ahead, SGD(ahead.parameters(), LR), task.inner)
     held_out = torch.autograd.grad(task.outer(ahead), list(ahead.parameters()))
-    probe = lambda model: task.part(model, slice(2))  # noqa: E731
+
+    def probe(model: nn.Module) -> Tensor:
+        return task.part(model, slice(2))
+
     slopes = torch.autograd.grad(probe(student), list(student.parameters()), create_graph=True)
     product = sum((a * b).sum() for a, b in zip(held_out, slopes, strict=True))
     expected = torch.autograd.grad(-LR * product, task.weighting.weights)

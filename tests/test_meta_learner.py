@@ -343,7 +343,7 @@ def test_weights_of_invalid_samples_are_not_told() -> None:
     valid = torch.tensor([[True, True, False]] * SAMPLES)
     valid[0] = torch.tensor([False, True, False])
     forward = task.msd.forward
-    task.msd.forward = lambda s, t, y: forward(s, t, y, valid=valid)  # type: ignore[method-assign]
+    task.msd.forward = lambda s, t, y: forward(s, t, y, valid=valid)
     learner = task.learner(student, SGD(student.parameters(), LR))
     weights = task.weighting.weights.detach().clone()
     told = learner.step(task.inner, task.outer).weights

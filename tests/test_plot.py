@@ -272,7 +272,7 @@ def test_saliencies_of_something_else(error: Any, message: str, wrong: Any) -> N
 
 def test_weights_of_something_else() -> None:
     with pytest.raises(TypeError, match="Expected `parts` to be the MSDParts"):
-        plot_weights(torch.eye(2))  # type: ignore[arg-type]
+        plot_weights(torch.eye(2))
     assert plt.get_fignums() == []
 
 
