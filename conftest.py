@@ -1,4 +1,4 @@
-"""Runs the examples in docstrings and in Markdown, with what they take for granted at hand."""
+"""Run the examples in docstrings and in Markdown, with the names that they use."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from torch.utils.data import DataLoader
 
 import msdlosses
 
-os.environ["MPLBACKEND"] = "Agg"  # pictures need no screen
+os.environ["MPLBACKEND"] = "Agg"  # plots need no display
 
 PAD, C, N = 0, 5, 6
 
 
 class TwoTowers(nn.Module):
-    """The smallest model of picture and text."""
+    """A small model of images and text."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.picture = nn.Linear(4, 8)
-        self.words = nn.Embedding(10, 8, padding_idx=PAD)
+        self.image = nn.Linear(4, 8)
+        self.text = nn.Embedding(10, 8, padding_idx=PAD)
         self.last = nn.Linear(16, C)
 
     def towers(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        return {"image": self.picture(pixels), "text": self.words(tokens).mean(1)}
+        return {"image": self.image(pixels), "text": self.text(tokens).mean(1)}
 
     def head(self, image: Tensor, text: Tensor) -> Tensor:
         return self.last(torch.cat([image, text], -1).tanh())
@@ -45,14 +45,14 @@ class TwoTowers(nn.Module):
 
 
 def docstring(namespace: dict[str, Any]) -> None:
-    """Docstrings: the public names, and torch."""
+    """Provide the public names and torch to docstrings."""
     torch.manual_seed(0)
     namespace.update({name: getattr(msdlosses, name) for name in msdlosses.__all__})
     namespace.update(vars(msdlosses.functional), torch=torch, nn=nn, SGD=torch.optim.SGD)
 
 
 def page(namespace: dict[str, Any]) -> None:
-    """Pages: data, a teacher, a student and its optimiser, as a reader would have them."""
+    """Provide data, a teacher, and a student with its optimizer to pages."""
     torch.manual_seed(0)
     student = TwoTowers()
     folder = TemporaryDirectory()
@@ -64,13 +64,13 @@ def page(namespace: dict[str, Any]) -> None:
         samples=[_sample(i) for i in range(N)],
         held_out_batches=cycle([_batch()]),
         path=Path(folder.name) / "cache",
-        folder=folder,  # removed with the namespace
+        folder=folder,  # keeps the directory until `clean` removes it
     )
 
 
-def _batch(**more: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _batch(**others: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     entries = {"pixels": torch.randn(N, 4), "tokens": torch.randint(1, 10, (N, 7))}
-    return {**entries, **more}, torch.randint(C, (N,))
+    return {**entries, **others}, torch.randint(C, (N,))
 
 
 def _sample(index: int) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def _sample(index: int) -> dict[str, Tensor]:
 
 
 def clean(namespace: dict[str, Any]) -> None:
-    """Leave nothing behind."""
+    """Remove the temporary folder, after the cache that maps its files."""
     namespace.pop("cache", None)
     namespace.pop("folder").cleanup()
 
@@ -97,7 +97,9 @@ clients = Sybil(
     parsers=[PythonCodeBlockParser()],
     patterns=["docs/clients/*.md"],
     setup=page,
-    excludes=["docs/clients/distributed.md"],  # scripts, which tests run in several processes
+    excludes=[
+        "docs/clients/distributed.md"
+    ],  # scripts, run in several processes by tests/integration
     teardown=clean,
 )
 pytest_collect_file = SybilCollection([docstrings, pages, clients]).pytest()
@@ -105,7 +107,7 @@ pytest_collect_file = SybilCollection([docstrings, pages, clients]).pytest()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs other packages runs where it is asked for, and their warnings are theirs."""
+    """Mark tests that need other packages, and ignore warnings of those packages."""
     for item in items:
         if item.path.parent.name in ("clients", "integration"):
             item.add_marker("clients")

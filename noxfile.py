@@ -1,4 +1,4 @@
-"""The checks, each in an environment of its own, as the workflows run them."""
+"""The checks that the workflows run, each in an environment of its own."""
 
 import os
 
@@ -10,15 +10,15 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def group(name: str) -> tuple[str, ...]:
-    """What a dependency group asks for."""
+    """Return the requirements of a dependency group."""
     return nox.project.dependency_groups(PROJECT, name)
 
 
 @nox.session
 @nox.parametrize("torch", ["torch==2.6.0", "torch"], ids=["oldest", "newest"])
 def tests(session: nox.Session, torch: str) -> None:
-    """The whole suite, on the oldest and on the newest PyTorch that the project admits."""
-    os.environ.pop("PIP_CONSTRAINT", None)  # it would hold torch at one version
+    """Run the tests on the oldest and on the newest supported PyTorch."""
+    os.environ.pop("PIP_CONSTRAINT", None)  # it would fix the version of torch
     session.install(torch)
     session.install(".[test]")
     session.run("python", "-m", "pytest", "-n", "auto", *session.posargs)
@@ -26,8 +26,8 @@ def tests(session: nox.Session, torch: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and types."""
-    session.install("-e", ".", *group("lint"))
+    """Check style and types."""
+    session.install("-e", ".[study,test]", *group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -35,13 +35,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, warnings as errors."""
+    """Build the documentation, with warnings as errors."""
     session.install(".", *group("docs"))
     session.run("sphinx-build", "-W", "-n", "docs", "docs/_build")
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Wheel and sdist, and the tests against the wheel."""
+    """Build the archives and use the wheel."""
     session.install(*group("package"))
     session.run("bash", ".ci/package", "dist", external=True)

@@ -1,1 +1,1 @@
-"""What the library does on real data, and how fast. Run `python -m benchmarks.study`."""
+"""The study on real data, `python -m benchmarks.study`, and the micro-benchmarks."""

@@ -1,13 +1,14 @@
-"""The teacher's cache: reading it against the teacher that it replaces, and ten million samples.
+"""Time and memory of the teacher cache, against the teacher, and with ten million samples.
 
     python -m benchmarks.cache
 
-The large one has a made-up teacher, so that its build is the cache's own work. Memory is what the
-process holds for itself (Linux's RssAnon): pages of mapped files go when they are not needed.
+The teacher of the large cache is a lookup, so that the build measures the cache. Memory is
+RssAnon, which only Linux reports. It excludes mapped files, whose pages the system can drop.
 """
 
 from __future__ import annotations
 
+import argparse
 import threading
 import time
 from collections.abc import Iterator
@@ -20,43 +21,42 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.views import MASKERS, Step, make_batch, transformers
+from benchmarks.views import Step, make_batch, make_views, transformers
 from msdlosses import Fill, KDLoss, ModalityViews, TeacherCache
 
-ROWS, AT_ONCE, READ, CLASSES = 10_000_000, 8192, 64, 23
+ROWS, BATCH, READ, CLASSES = 10_000_000, 8192, 64, 23
 TABLE = 8 * torch.randn(1009, CLASSES, generator=torch.Generator().manual_seed(0))
 
 
-def made_up(number: Tensor, other: Tensor) -> Tensor:
-    """A teacher whose logits are looked up."""
+def lookup_teacher(number: Tensor, other: Tensor) -> Tensor:
     return TABLE[(number + other) % len(TABLE)]
 
 
 def large(path: Path, rows: int = ROWS) -> tuple[TeacherCache, dict[str, Any]]:
-    """Build a cache of samples in random order, and read from it: sizes, times, memory."""
+    """Build a cache of samples in random order, read from it, and return it with measurements."""
     views = ModalityViews(image=Fill(number=0), text=Fill(other=0))
-    order = torch.randperm(rows).split(AT_ONCE)
+    order = torch.split(torch.randperm(rows), BATCH)
     batches = ({"index": index, "number": index, "other": index} for index in order)
-    with private_memory() as memory:
+    with private_memory() as build_memory:
         start = time.perf_counter()
-        cache = TeacherCache.build(made_up, views, batches, path)
-        built = time.perf_counter() - start
-    for index in torch.randint(rows, (10, AT_ONCE)):
+        cache = TeacherCache.build(lookup_teacher, views, batches, path)
+        build_time = time.perf_counter() - start
+    for index in torch.randint(rows, (10, BATCH)):
         _check(index, cache[index]["image"])
-    with private_memory() as reading:
+    with private_memory() as read_memory:
         start = time.perf_counter()
         for index in torch.randint(rows, (1000, READ)):
             cache[index]
-        read = (time.perf_counter() - start) / 1000
+        read_time = (time.perf_counter() - start) / 1000
     return cache, {
         "rows": rows,
         "views x classes": f"{len(views.names)} x {CLASSES}",
         "MB on disk": _megabytes(sum(file.stat().st_size for file in path.iterdir())),
         "shards": len(list(path.glob("*.records"))),
-        "build, seconds for a million rows": round(built / rows * 1e6, 3),
-        "build, MB of memory": _megabytes(max(memory)),
-        f"read of {READ} random rows, microseconds": round(1e6 * read, 1),
-        "1000 reads, MB of memory": _megabytes(max(reading)),
+        "build, seconds for a million rows": round(build_time / rows * 1e6, 3),
+        "build, MB of memory": _megabytes(max(build_memory)),
+        f"read of {READ} random rows, microseconds": round(1e6 * read_time, 1),
+        "1000 reads, MB of memory": _megabytes(max(read_memory)),
     }
 
 
@@ -65,7 +65,7 @@ def _check(index: Tensor, logits: Tensor) -> None:
 
 
 def largest(path: Path, classes: int = 30522, top_k: int = 64) -> dict[str, Any]:
-    """What is lost where the largest logits alone are kept of a vocabulary, by Zipf's law."""
+    """Measure the error from keeping only the largest logits of a vocabulary with Zipf's law."""
     zipf = -1.2 * torch.arange(1, classes + 1).log().repeat(READ, 1) + torch.randn(READ, classes)
     logits = torch.stack([row[torch.randperm(classes)] for row in zipf])
     views = ModalityViews(image=Fill(number=0), text=Fill(other=0), views=("full",))
@@ -88,17 +88,17 @@ def _gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return torch.autograd.grad(loss, student)[0]
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    """Relative, the mean over samples."""
-    errors = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
-    return round(errors.mean().item(), 3)
+def _error(approximate: Tensor, exact: Tensor) -> float:
+    """Return the mean relative error of the samples."""
+    errors = torch.linalg.vector_norm(approximate - exact, dim=-1)
+    relative = errors / torch.linalg.vector_norm(exact, dim=-1)
+    return round(float(relative.mean()), 3)
 
 
-def reads(cache: TeacherCache, args: Any) -> dict[str, Any]:
-    """A read from the large cache, a teacher's forward over as many views, a student's step."""
+def reads(cache: TeacherCache, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure a read from the large cache, the teacher's forward pass, and a student's step."""
     device = args.device
-    views = ModalityViews(**MASKERS).to(device)
-    whole = ModalityViews(**MASKERS, views=("full",)).to(device)
+    views, whole = make_views(device), make_views(device, views=("full",))
     teacher, student = transformers(256, 4).to(device).eval(), transformers(128, 2).to(device)
     entries, target = make_batch(READ, device)
     step, kd = Step(student, entries, target), KDLoss(2.0)
@@ -127,18 +127,18 @@ def reads(cache: TeacherCache, args: Any) -> dict[str, Any]:
 
 @contextmanager
 def private_memory() -> Iterator[list[int]]:
-    """Bytes that the process holds more than at the start, looked up every few milliseconds."""
+    """Record every few milliseconds how many more bytes the process holds than at the start."""
     done, start = threading.Event(), _private()
-    seen = [0]
+    growth = [0]
 
     def watch() -> None:
         while not done.wait(0.005):
-            seen.append(_private() - start)
+            growth.append(_private() - start)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield growth
     finally:
         done.set()
         thread.join()

@@ -1,14 +1,15 @@
-"""What a training step of each method of the study costs: time as a ratio to KD's, and memory.
+"""Time, as a ratio to KD, and memory of a training step of each method of the study.
 
     python -m benchmarks.cost
 
-On hanzi, with the study's networks, batch and optimiser, and the teacher's logits in a cache. MSD
-is measured in both forms, with the views stacked in one forward and with each tower run once; and
-learned weights where every step learns them, while in the study every fourth does.
+The data are hanzi. Networks, batch size, and optimizer are those of the study, and a cache holds
+the teacher's logits. MSD is measured with stacked views, and with each tower run once per step.
+Here every step learns weights, while every fourth step does in the study.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +31,7 @@ STACKED = "MSD equal, views stacked"
 
 
 def step(task: Task, cache: TeacherCache, features: Tensor, method: str) -> Callable[[], None]:
-    """One step of a student's training, of weights that learn at every step that they do."""
+    """Return one step of a student's training, which always updates learned weights."""
     settings = settings_of(DATASET)[method.partition(",")[0]] | {"every": 1}
     student = Towers(task, **STUDENT, word_dropout=settings["word_dropout"])
     run = Run(
@@ -38,7 +39,7 @@ def step(task: Task, cache: TeacherCache, features: Tensor, method: str) -> Call
         task=task,
         teacher=cache.__getitem__,
         features=lambda index: features[index],
-        held_out=task.validation,  # of which only the time is measured
+        held_out=task.validation,  # only the time matters here
         settings=settings,
         steps=1000,
         once=method != STACKED,
@@ -51,13 +52,13 @@ def step(task: Task, cache: TeacherCache, features: Tensor, method: str) -> Call
     def once() -> None:
         loss = objective(student, batch, target)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return once
 
 
-def group(args: Any, folder: Path) -> dict[str, Any]:
+def group(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     task = load(DATASET, 0)
     teacher = Towers(task, **TEACHER).eval()

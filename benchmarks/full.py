@@ -1,9 +1,9 @@
-"""Every question of the study, on every data set: which runs answer it.
+"""The questions of the full study, and the runs that answer them on each data set.
 
     python -m benchmarks.study --full
 
-The most important question comes first, so a study that is cut short has answered that one.
-`PROTOCOL.md` says how settings were chosen and what was decided before the test data were read.
+The most important questions come first, in case the study is interrupted. `PROTOCOL.md` describes
+how hyperparameters were chosen, and what was decided before the test data were read.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import Job, Result, cores, pool, run_all
+from benchmarks.jobs import cores, pool, run_all
 from benchmarks.methods import ALL, EQUAL, KD, ROBUST
-from benchmarks.runs import RESULTS, Runs, fingerprint, key
-from benchmarks.training import run_student, run_teacher, untaught
-from benchmarks.trials import TRIALS, tried
+from benchmarks.runs import RESULTS, Job, Result, Runs, fingerprint, key
+from benchmarks.training import missing_teachers, run_student, run_teacher
+from benchmarks.trials import TRIALS, apply_trial
 
 SETTINGS = Path(__file__).parent / "settings"
 TEACHER = "teacher"
-FIRST = 10  # the test results of smaller seeds were known before the settings were chosen
+FIRST_SEED = 10  # test results of smaller seeds were known before settings were chosen
 EPOCHS = {"mfeat": 64, "mfeat-six": 64, "emoji": 16, "hanzi": 16, "emoji-keywords": 64}
 WEAK = {"mfeat": "fou", "emoji": "image", "hanzi": "text", "emoji-keywords": "text"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Runs of some methods, alike but for one thing."""
+    """Runs of some methods that differ in one variable."""
 
     methods: tuple[str, ...] = tuple(ALL)
     vary: str = ""
     values: tuple[Any, ...] = (None,)
 
 
-FAMILY = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")  # the baselines of MSD
+BASELINES = (KD, ROBUST, "FitNet", "RKD", "SP", "DKD")
 MSD = tuple(name for name in ALL if name.startswith("MSD"))
-OF_SAMPLES = ("MSD saliency", "MSD teacher loss", "MSD learned")  # their weights are
-WEIGHTINGS = (KD, EQUAL, *OF_SAMPLES)
+SAMPLE_WEIGHTS = ("MSD saliency", "MSD teacher loss", "MSD learned")  # one weight per sample
+WEIGHTINGS = (KD, EQUAL, *SAMPLE_WEIGHTS)
 SHARING = (KD, ROBUST, EQUAL)
 FEW = (*SHARING, "MSD saliency")
-UNLABELLED = tuple(name for name in FAMILY if name != "DKD")  # which has to know every label
-OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # kept as chosen
+WITHOUT_LABELS = tuple(name for name in BASELINES if name != "DKD")  # DKD needs every label
+OWN = {"RKD": "feature", "MSD population": "single", "MSD + RKD": "feature"}  # not shared
 QUESTIONS = {
     "methods": Question(),
     "shared": Question((*SHARING, *OWN), "shared"),
@@ -54,88 +54,93 @@ QUESTIONS = {
     "blind": Question((EQUAL,), "blind", tuple(TRIALS["blind"])),
     "learning": Question(("MSD learned",), "learning", tuple(TRIALS["learning"])),
     "population": Question(("MSD population",), "single", (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
-    "labelled": Question(("labels", *UNLABELLED, EQUAL, "MSD saliency"), "labelled", (0.1, 0.3)),
+    "labelled": Question(
+        ("labels", *WITHOUT_LABELS, EQUAL, "MSD saliency"), "labelled", (0.1, 0.3)
+    ),
     "size": Question(FEW, "size", (0.5, 2.0)),
     "stacked": Question((EQUAL,), "once", (False,)),
     "epochs": Question(SHARING, "epochs", (1, 3)),
 }
-WORDS = ("emoji", "hanzi", "emoji-keywords")  # whose tower draws what it drops
-ONLY = {
-    **dict.fromkeys(QUESTIONS, (*WORDS, "mfeat")),
+WITH_TEXT = ("emoji", "hanzi", "emoji-keywords")  # with word dropout, which differs by forward pass
+ASKED_ON = {  # question -> data sets
+    **dict.fromkeys(QUESTIONS, (*WITH_TEXT, "mfeat")),
     **dict.fromkeys(("methods", "size"), tuple(EPOCHS)),
     **dict.fromkeys(("tiny", "blind"), ("emoji",)),
     "learning": ("emoji", "emoji-keywords"),
-    "stacked": WORDS,
+    "stacked": WITH_TEXT,
 }
 
 
 def values_of(question: str, dataset: str) -> dict[Any, Any]:
-    """What is varied, by what it is called; settings differ by data set, and have a number."""
+    """Return the values that a question compares, by name.
+
+    Shared settings depend on the data set, and their names are numbers.
+    """
     if question == "shared":
-        return dict(enumerate(shared(dataset)))
+        return dict(enumerate(shared_settings(dataset)))
     return {value: value for value in QUESTIONS[question].values}
 
 
-def shared(dataset: str) -> list[dict[str, Any]]:
-    """All settings that were among the best of one of three methods, as each method takes them."""
+def shared_settings(dataset: str) -> list[dict[str, Any]]:
+    """Return all settings that were among the best of one of three methods, by method."""
     log = json.loads((RESULTS / f"tuning-{dataset}.json").read_text())
     chosen = settings_of(dataset)
-    tried: dict[str, dict[str, Any]] = {}
+    by_method: dict[str, dict[str, Any]] = {}
     finalists: dict[str, None] = {}
     for trial in log:
         if trial["method"] in SHARING:
             common = {name: v for name, v in trial["settings"].items() if name != "drop"}
-            tried.setdefault(json.dumps(common), {})[trial["method"]] = trial["settings"]
+            by_method.setdefault(json.dumps(common), {})[trial["method"]] = trial["settings"]
             if len(trial["validation"]) > 1:
                 finalists[json.dumps(common)] = None
     own = {m: {name: chosen[m][name]} for m, name in OWN.items() if m in chosen}
     return [
-        tried[common] | {method: {**json.loads(common), **more} for method, more in own.items()}
+        by_method[common] | {method: {**json.loads(common), **more} for method, more in own.items()}
         for common in finalists
     ]
 
 
 def settings_of(dataset: str) -> dict[str, Any]:
-    """By method, as they were chosen on validation data."""
+    """Return the hyperparameters that were chosen on validation data, by method."""
     chosen: dict[str, Any] = json.loads((SETTINGS / f"{dataset}.json").read_text())
     return chosen
 
 
 def run(out: Path, datasets: Sequence[str], questions: Sequence[str], seeds: int) -> None:
-    """What is missing of all runs, the most important ones first."""
+    """Run all jobs without results, the most important ones first."""
     runs = {name: Runs(out / name / "full.jsonl") for name in datasets}
-    ordered = [name for name in EPOCHS if name in datasets]  # those that take less come first
+    ordered = [name for name in EPOCHS if name in datasets]  # the fastest come first
     with pool(cores()) as executor:
         for question in questions:
             for name in ordered:
-                jobs = list(of(question, name, seeds, out / name))
-                if not jobs:  # not asked here, or of methods whose settings are not chosen yet
+                jobs = list(jobs_of(question, name, seeds, out / name))
+                if not jobs:  # not asked on this data set, or the methods are not tuned yet
                     continue
-                _teach(executor, f"{question}, {name}: teachers", runs[name], jobs)
+                _train_teachers(executor, f"{question}, {name}: teachers", runs[name], jobs)
                 missing = {key(job): job for job in jobs if not runs[name].has(job)}
-                told = run_all(executor, f"{question}, {name}", run_student, missing.values())
-                runs[name].extend(map(_short, told))
+                results = run_all(executor, f"{question}, {name}", run_student, missing.values())
+                runs[name].extend(map(_without_density, results))
 
 
-def of(question: str, dataset: str, seeds: int, folder: Path) -> Iterator[Job]:
-    """The jobs that answer a question, of those methods that this data set has settings for."""
-    if dataset not in ONLY[question]:
+def jobs_of(question: str, dataset: str, seeds: int, folder: Path) -> Iterator[Job]:
+    """Yield the jobs that answer a question, for the methods that are tuned on the data set."""
+    if dataset not in ASKED_ON[question]:
         return
     asked, values = QUESTIONS[question], values_of(question, dataset).values()
     chosen = settings_of(dataset)
-    first = 0 if question in TRIALS else FIRST
+    first = 0 if question in TRIALS else FIRST_SEED
     for seed in range(first, first + seeds):
         for value in values:
-            told = _of_teacher(asked.vary, value, dataset)
-            teacher = common_job(dataset, seed, chosen[TEACHER], folder, told)
+            options = _teacher_options(asked.vary, value, dataset)
+            teacher = common_job(dataset, seed, chosen[TEACHER], folder, options)
             for method in asked.methods:
                 if method in chosen:
                     job = {**teacher, "once": True, "method": method, "settings": chosen[method]}
                     yield _varied(job, asked.vary, value, chosen)
 
 
-def _of_teacher(vary: str, value: Any, dataset: str) -> Job:
-    """What of a variation a teacher has to know."""
+def _teacher_options(vary: str, value: Any, dataset: str) -> Job:
+    """Return the entries of a job by which the teacher differs as well."""
     if vary == "weak":
         return {"weak": [WEAK[dataset]]}
     if vary in TRIALS:
@@ -145,50 +150,51 @@ def _of_teacher(vary: str, value: Any, dataset: str) -> Job:
 
 
 def _varied(job: Job, vary: str, value: Any, chosen: Mapping[str, Any]) -> Job:
-    if vary in ("", "weak"):  # that is the teacher's
+    if vary in ("", "weak"):  # only the teacher differs, if anything
         return job
     if vary == "shared":
         return {**job, "settings": value[job["method"]]}
-    if vary == "single":  # what a modality alone counts, all else as with equal weights
+    if vary == "single":  # the weight of a single modality; the rest as with equal weights
         return {**job, "settings": {**chosen[EQUAL], "single": value}}
     if vary == "epochs":
         return {**job, "epochs": value * job["epochs"]}
     if vary in TRIALS:
-        return tried(job, vary, value, chosen)
+        return apply_trial(job, vary, value, chosen)
     return {**job, vary: value}
 
 
-def common_job(dataset: str, seed: int, settings: Any, folder: Path, more: Job) -> Job:
-    """What a teacher with these settings and its students have in common."""
+def common_job(dataset: str, seed: int, settings: Any, folder: Path, options: Job) -> Job:
+    """Return the entries that the jobs of a teacher and of its students have in common."""
     job = {
         "dataset": dataset,
         "seed": seed,
         "epochs": EPOCHS[dataset],
         "device": "cpu",
         "part": "test",
-        **more,
+        **options,
     }
-    taught = {**job, "method": TEACHER, "settings": settings}
-    mark = fingerprint(taught)
-    return {**job, "fingerprint": mark, "cache": str(folder / f"full-{mark}")}
+    teacher = fingerprint({**job, "method": TEACHER, "settings": settings})
+    return {**job, "fingerprint": teacher, "cache": str(folder / f"full-{teacher}")}
 
 
-def _teach(executor: ProcessPoolExecutor, what: str, runs: Runs, students: list[Job]) -> None:
-    """The teachers of these students, where they are not there yet."""
+def _train_teachers(
+    executor: ProcessPoolExecutor, title: str, runs: Runs, students: list[Job]
+) -> None:
+    """Train the teachers of these students that have not been trained yet."""
     dataset = students[0]["dataset"]
     settings = settings_of(dataset)[TEACHER]
     kept = ("dataset", "seed", "device", "part", "weak", "absent", "fingerprint", "cache")
-    found = {}
+    teachers = {}
     for job in students:
         teacher = {name: job[name] for name in kept if name in job}
-        more = {"epochs": EPOCHS[dataset], "method": TEACHER, "settings": settings}
-        found[job["fingerprint"]] = teacher | more
-    missing = untaught(runs, found.values())
-    runs.extend(map(_short, run_all(executor, what, run_teacher, missing)))
+        own = {"epochs": EPOCHS[dataset], "method": TEACHER, "settings": settings}
+        teachers[job["fingerprint"]] = teacher | own
+    missing = missing_teachers(runs, teachers.values())
+    runs.extend(map(_without_density, run_all(executor, title, run_teacher, missing)))
 
 
-def _short(run: Result) -> Result:
-    """Without the histograms, which only the small study draws."""
-    for metrics in run["views"].values():
+def _without_density(result: Result) -> Result:
+    """Remove the histograms, which only the small study plots."""
+    for metrics in result["views"].values():
         metrics.pop("density", None)
-    return run
+    return result

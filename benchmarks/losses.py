@@ -1,14 +1,16 @@
-"""The loss over three views, forward and backward, against what one would write without it.
+"""Time and memory of the loss over three views, forward and backward, against plain PyTorch.
 
     python -m benchmarks.losses
 
-Naive is `F.kl_div` for each view, times tau squared and a weight. The limits are measured in the
-same run: a copy that moves as many bytes as the loss must (student and teacher read twice, the
-gradient written: 5U, where U are the student's logits), and a softmax of student and teacher.
+The baseline, `naive`, is `F.kl_div` for each view, times tau squared and a weight. Two limits are
+measured as well: a copy of as many bytes as the loss has to move, and a softmax of the student's
+and the teacher's logits. The loss reads student and teacher twice and writes the gradient, which
+is 5U if U are the bytes of the student's logits.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +23,7 @@ from msdlosses import FixedWeighting, KDLoss, MSDLoss
 
 SHAPES = {"64 x 2": (64, 2), "1024 x 23": (1024, 23), "1024 x 3129": (1024, 3129)}
 SHAPES |= {"256 x 30522": (256, 30522)}
-CHUNKS = {"1024 x 3129": 40, "256 x 30522": 4}  # rows at once, of half a megabyte together
+CHUNKS = {"1024 x 3129": 40, "256 x 30522": 4}  # chunk sizes of half a megabyte
 WEIGHTS = {"full": 1.0, "image": 0.5, "text": 0.25}
 TAU = 2.0
 PEERS = {"torchdistill": "not installed", "Liger-Kernel": "needs a GPU, triton and the package"}
@@ -40,12 +42,15 @@ def naive(student: Logits, teacher: Logits) -> Tensor:
 
 
 def peers(device: str) -> Iterator[tuple[str, Loss]]:
-    """Other packages' losses of the same value, those that are there."""
+    """Yield the equal losses of other packages that are installed."""
+    # Only the group `bench` installs the two packages, so mypy may not find them.
     try:
-        from torchdistill.losses.mid_level import KDLoss as Distill
+        from torchdistill.losses.mid_level import (
+            KDLoss as TorchdistillLoss,
+        )
 
-        # With alpha at 0 it leaves out tau squared.
-        distill = Distill(".", "output", ".", "output", temperature=TAU, alpha=0.0)
+        # With alpha = 0 the loss has no factor of tau squared.
+        distill = TorchdistillLoss(".", "output", ".", "output", temperature=TAU, alpha=0.0)
         yield (
             "torchdistill",
             lambda s, t: sum(
@@ -56,7 +61,9 @@ def peers(device: str) -> Iterator[tuple[str, Loss]]:
     except ImportError:
         pass
     try:
-        from liger_kernel.transformers import LigerKLDIVLoss
+        from liger_kernel.transformers import (
+            LigerKLDIVLoss,
+        )
 
         liger = LigerKLDIVLoss(reduction="batchmean")
         if device.startswith("cuda"):
@@ -71,7 +78,7 @@ def peers(device: str) -> Iterator[tuple[str, Loss]]:
         pass
 
 
-def group(name: str, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
+def group(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, Any]:
     student, teacher = (_logits(shape, args.device) for _ in range(2))
     for logits in student.values():
         logits.requires_grad_()
@@ -80,22 +87,22 @@ def group(name: str, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
     losses: dict[str, Loss] = {"naive": naive, **dict(peers(args.device))}
     losses |= {"msdlosses": msd, "msdlosses, compiled": torch.compile(msd, fullgraph=True)}
     losses["naive, compiled"] = torch.compile(naive, fullgraph=True)
-    if (rows := CHUNKS.get(name)) is not None:
-        chunked = MSDLoss(KDLoss(TAU, rows_at_once=rows), FixedWeighting(**WEIGHTS))
-        losses[f"msdlosses, {rows} rows at once"] = chunked.to(args.device)
-    _check_alike(losses, student, teacher)
-    variants = {n: _both_ways(loss, student, teacher) for n, loss in losses.items()}
+    if (size := CHUNKS.get(name)) is not None:
+        chunked = MSDLoss(KDLoss(TAU, chunk_size=size), FixedWeighting(**WEIGHTS))
+        losses[f"msdlosses, {size} rows at once"] = chunked.to(args.device)
+    _check_equal(losses, student, teacher)
+    variants = {n: _forward_backward(loss, student, teacher) for n, loss in losses.items()}
     if args.device.startswith("cuda"):
         variants["msdlosses, CUDA graph"] = _graph(variants["msdlosses"])
-    size = sum(logits.numel() for logits in student.values())
+    elements = sum(logits.numel() for logits in student.values())
     result = measure.compare(
-        f"KD over three views of {name}, U = {4e-6 * size:.3g} MB",
-        variants | _limits(student, teacher, size),
+        f"KD over three views of {name}, U = {4e-6 * elements:.3g} MB",
+        variants | _limits(student, teacher, elements),
         baseline="naive",
         device=args.device,
         rounds=args.rounds,
-        # Inside a compiled function or a graph there are no operators to count; and what each
-        # chunk of rows keeps for itself is gone before the next.
+        # Compiled functions and CUDA graphs run no operators that could be counted, and the
+        # tensors that a chunk saves are freed before the next chunk.
         uncounted=[
             name for name in variants if any(w in name for w in ("compiled", "graph", "at once"))
         ],
@@ -107,14 +114,15 @@ def _logits(shape: tuple[int, ...], device: str) -> Logits:
     return {view: 3 * torch.randn(shape, device=device) for view in WEIGHTS}
 
 
-def _both_ways(loss: Loss, student: Logits, teacher: Logits) -> measure.Variant:
-    # Not `backward`: the gradients of the last call would be freed while memory is measured.
+def _forward_backward(loss: Loss, student: Logits, teacher: Logits) -> measure.Variant:
+    # With `backward`, the gradients of an earlier call would be freed while memory is measured.
     return lambda: torch.autograd.grad(loss(student, teacher), list(student.values()))
 
 
 def _graph(variant: measure.Variant) -> measure.Variant:
-    """Forward and backward, captured."""
-    stream = torch.cuda.Stream()
+    """Return the replay of a variant that is captured in a CUDA graph."""
+    new_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream  # torch does not type it
+    stream = new_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -126,8 +134,9 @@ def _graph(variant: measure.Variant) -> measure.Variant:
     return graph.replay
 
 
-def _limits(student: Logits, teacher: Logits, size: int) -> dict[str, measure.Variant]:
-    source = torch.randn(5 * size // 2, device=student["full"].device)
+def _limits(student: Logits, teacher: Logits, elements: int) -> dict[str, measure.Variant]:
+    # A copy reads and writes: 2.5 times the elements are read, and as many are written.
+    source = torch.randn(5 * elements // 2, device=student["full"].device)
     copy = torch.empty_like(source)
     both = [logits.detach() for views in (student, teacher) for logits in views.values()]
     return {
@@ -136,7 +145,7 @@ def _limits(student: Logits, teacher: Logits, size: int) -> dict[str, measure.Va
     }
 
 
-def _check_alike(losses: dict[str, Loss], student: Logits, teacher: Logits) -> None:
+def _check_equal(losses: dict[str, Loss], student: Logits, teacher: Logits) -> None:
     expected = losses["naive"](student, teacher)
     for loss in losses.values():
         torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-4, atol=1e-5)

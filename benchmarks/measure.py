@@ -1,7 +1,7 @@
-"""How the micro-benchmarks measure: times as ratios, kernels and bytes exactly.
+"""Measure and report the micro-benchmarks: ratios of times, and exact counts of kernels and bytes.
 
-Times of a machine that others use say little; the ratio of two variants that take turns in one
-process does. The same code runs on a GPU where there is one.
+Absolute times on a shared machine mean little. The ratio of two variants that take turns in one
+process is reliable. The same code runs on a GPU.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.counters import count_operators, peak_bytes, saved_bytes
 from benchmarks.jobs import cores, save
 from benchmarks.runs import RESULTS
 from benchmarks.tables import plain
@@ -37,16 +34,16 @@ from benchmarks.tables import plain
 Variant = Callable[[], object]
 Times = dict[str, list[float]]
 
-SHORTEST = 1e-3  # seconds that a measurement lasts at least, by calling more than once
-FLUSH = 256 * 2**20  # bytes: more than a GPU's cache holds
-WIDTH = 100  # of the tables in a page
+SHORTEST = 1e-3  # seconds per measurement, at least: a fast call is repeated
+FLUSH = 256 * 2**20  # bytes to overwrite a GPU's cache
+WIDTH = 100  # of the tables
 PACKAGES = ("torch", "numpy", "higher", "triton", "torchdistill", "liger-kernel")
 
 
 def interleaved(
     variants: Mapping[str, Variant], *, rounds: int = 30, warmup: int = 3, device: str = "cpu"
 ) -> Times:
-    """Seconds per call, one value a round: in each round every variant once, in random order."""
+    """Return the seconds per call: one value per round, in which variants run in random order."""
     clock = _cuda_clock(device) if device.startswith("cuda") else _cpu_clock
     order, shuffle = list(variants), random.Random(0).shuffle
     times: Times = {name: [] for name in variants}
@@ -60,9 +57,9 @@ def interleaved(
 
 
 def summary(times: Times, baseline: str) -> dict[str, dict[str, list[float]]]:
-    """Of each variant, seconds and ratio to the baseline: lower quartile, median, upper.
+    """Return the quartiles of each variant's seconds, and of its ratio to the baseline.
 
-    A ratio is that of one round: what slows the machine down slows both down.
+    A ratio compares two times of one round, because a slow phase of the machine affects both.
     """
     base = np.array(times[baseline])
     return {
@@ -71,73 +68,8 @@ def summary(times: Times, baseline: str) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def peak_memory(function: Variant, *, device: str = "cpu") -> int:
-    """The bytes of tensors that a call holds at once, over what was there before it.
-
-    The call must not free what it finds, such as the gradients of the call before.
-    """
-    function()  # what is made once, such as a library's workspace, is not counted
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = np.cumsum([0, *(size for _, size in sorted(changes, key=lambda change: change[0]))])
-    return int(held.max())
-
-
-def counts(function: Variant) -> dict[str, int]:
-    """The kernels that a call runs, and the bytes of what it makes and saves for backward."""
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) in ops.made:
-            saved[_storage(tensor)] = tensor
-        return tensor
-
-    with _Ops() as ops, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return {"kernels": ops.kernels, "saved_bytes": size}
-
-
-class _Ops(TorchDispatchMode):
-    """Counts the operators that compute; a view is none of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = 0
-        self.made: dict[int, Tensor] = {}  # kept, so that no storage's address is used again
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        returned = func(*args, **(kwargs or {}))
-        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        new = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
-        self.made |= {_storage(leaf): leaf for leaf in new if _storage(leaf) not in given}
-        self.kernels += not _is_view(func)
-        return returned
-
-
-def _is_view(func: Any) -> bool:
-    aliases = [returned.alias_info for returned in func._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in aliases)
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What a result was measured on and with; nothing that names the machine itself."""
+    """Describe the machine and the software of a measurement, without the machine's name."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -159,9 +91,10 @@ def compare(
     rounds: int = 30,
     uncounted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A group of results: times, peak and, but for some, the exact counts.
+    """Measure variants, and return their times, peak memory, and counts.
 
-    Ratios are to the baseline; where a second one is named, to that one too.
+    Ratios refer to the baseline, and to the second baseline if there is one. The operators of
+    ``uncounted`` variants are not counted.
     """
     times = interleaved(variants, rounds=rounds, device=device)
     rows: dict[str, Any] = dict(summary(times, baseline))
@@ -169,9 +102,10 @@ def compare(
         for name, row in summary(times, second).items():
             rows[name]["second_ratio"] = row["ratio"]
     for name, variant in variants.items():
-        rows[name]["peak_bytes"] = peak_memory(variant, device=device)
+        rows[name]["peak_bytes"] = peak_bytes(variant, device=device)
         if name not in uncounted:
-            rows[name] |= counts(variant)
+            rows[name]["kernels"] = count_operators(variant)
+            rows[name]["saved_bytes"] = saved_bytes(variant)
     return {"title": title, "baseline": baseline, "second": second, "rows": rows}
 
 
@@ -182,7 +116,7 @@ def publish(
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the tables, and write the JSON: NAME.json, or NAME-cuda.json on a GPU."""
+    """Print the tables and write the JSON: NAME.json, or NAME-cuda.json on a GPU."""
     console = Console(width=WIDTH, highlight=False)
     content = {"machine": machine(args.device), "groups": list(groups), "notes": notes or {}}
     console.print(text(content))
@@ -193,14 +127,14 @@ def publish(
 
 
 def text(content: Mapping[str, Any]) -> str:
-    """What a run printed, from its JSON."""
+    """Return the tables of a benchmark, from its JSON."""
     notes = (f"{name}: {value}" for name, value in content["notes"].items())
     return plain([*map(_table, content["groups"]), *notes], WIDTH)
 
 
 def _table(group: Mapping[str, Any]) -> Table:
-    """One group: the ratio to its baseline with quartiles, and what was counted."""
-    columns = {
+    """Return the table of a group: ratios to the baseline with quartiles, and counts."""
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
         "second_ratio": ("2nd ratio", lambda ratio: _digits(ratio[1])),
         "kernels": ("kernels", str),
         "saved_bytes": ("saved MB", lambda size: _digits(size / 1e6)),
@@ -208,17 +142,17 @@ def _table(group: Mapping[str, Any]) -> Table:
     }
     rows = group["rows"]
     shown = [key for key in columns if any(key in row for row in rows.values())]
-    drawn = Table(
+    table = Table(
         box=SIMPLE_HEAD, title=group["title"], caption=_caption(group), collapse_padding=True
     )
-    drawn.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
     for title in ("ratio", "quartiles", "ms", *(columns[key][0] for key in shown)):
-        drawn.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", no_wrap=True)
     for name, row in rows.items():
-        low, middle, high = map(_digits, row["ratio"])
+        low, median, high = map(_digits, row["ratio"])
         cells = [columns[key][1](row[key]) if key in row else "" for key in shown]
-        drawn.add_row(name, middle, f"{low} - {high}", _digits(1e3 * row["seconds"][1]), *cells)
-    return drawn
+        table.add_row(name, median, f"{low} - {high}", _digits(1e3 * row["seconds"][1]), *cells)
+    return table
 
 
 def _caption(group: Mapping[str, Any]) -> str:
@@ -228,30 +162,32 @@ def _caption(group: Mapping[str, Any]) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three digits."""
+    """Format a number with three significant digits."""
     if value >= 1000:
         return f"{value:.0f}"
     return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The options that every micro-benchmark has."""
+    """Parse the options that all micro-benchmarks have in common."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu or cuda (default: cuda where there is one)",
+        help="cpu or cuda (default: cuda if available)",
     )
-    parser.add_argument("--rounds", type=int, default=30, help="measurements of each (default 30)")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="measurements per variant (default 30)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
     return parser.parse_args()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """One thread, and no garbage collector in between."""
+    """Use one thread, and disable the garbage collector."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.collect()
@@ -264,7 +200,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _calls(variant: Variant, clock: Callable[[Variant, int], float], warmup: int) -> int:
-    """Warm up; how many calls of a variant last long enough to be measured."""
+    """Warm up, and return how many calls of a variant last long enough to be measured."""
     fastest = min(clock(variant, 1) for _ in range(max(warmup, 1)))
     return max(1, round(SHORTEST / fastest))
 
@@ -280,14 +216,16 @@ def _cuda_clock(device: str) -> Callable[[Variant, int], float]:
     flush = torch.empty(FLUSH, dtype=torch.int8, device=device)
 
     def once(variant: Variant) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        new_event: Callable[..., torch.cuda.Event] = torch.cuda.Event  # torch does not type it
+        start, end = (new_event(enable_timing=True) for _ in range(2))
         flush.zero_()
-        torch.cuda.synchronize(device)  # an idle device: what the launches cost is counted
+        torch.cuda.synchronize(device)  # the device is idle, so the cost of launches counts
         start.record()
         variant()
         end.record()
         torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1e3
+        milliseconds: float = start.elapsed_time(end)
+        return milliseconds / 1e3
 
     return lambda variant, calls: float(np.median([once(variant) for _ in range(calls)]))
 
@@ -311,7 +249,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, with a plus where files differ from it; None outside a repository."""
+    """Return the commit, with a plus if files differ from it, or None outside a repository."""
     git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
     try:
         head, changes = git(["git", "rev-parse", "HEAD"]), git(["git", "status", "--porcelain"])

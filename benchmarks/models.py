@@ -1,22 +1,34 @@
-"""A late-fusion network, large as a teacher and small as a student."""
+"""A late-fusion network, with the sizes of teacher and student."""
 
 from __future__ import annotations
+
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.datasets import PAD, Task
 
-TEACHER = {"channels": 32, "embedding": 160, "width": 256}
-STUDENT = {"channels": 8, "embedding": 8, "width": 32}
-NARROW = {**STUDENT, "width": 16}
-STUDENTS = {"mfeat": NARROW, "mfeat-six": NARROW}  # of six towers: twice as wide all are alike
+
+class Sizes(TypedDict):
+    """The widths of a network's layers."""
+
+    channels: int
+    embedding: int
+    width: int
+
+
+TEACHER: Sizes = {"channels": 32, "embedding": 160, "width": 256}
+STUDENT: Sizes = {"channels": 8, "embedding": 8, "width": 32}
+NARROW: Sizes = {**STUDENT, "width": 16}  # at twice this width, six towers hide all differences
+STUDENTS = {"mfeat": NARROW, "mfeat-six": NARROW}
 
 
 class Towers(nn.Module):
-    """A tower for each modality, a head on all of them.
+    """An encoder for each modality, its tower, and a fusion head.
 
-    A picture's tower is convolutional, a text's a bag of words, a vector's one layer.
+    The encoder of an image is convolutional, that of a text is a bag of words, and that of a
+    vector is one layer.
     """
 
     def __init__(
@@ -35,9 +47,10 @@ class Towers(nn.Module):
             if name == "tokens":
                 return Words(task.words, embedding, width, word_dropout)
             if entry.ndim > 2:
-                return picture(*entry.shape[1:3], channels, width)
+                return image_tower(entry.shape[1], entry.shape[2], channels, width)
             return nn.Sequential(nn.Linear(entry.shape[1], width), nn.ReLU())
 
+        self.width = width
         self.entries = {modality: masker.entries[0] for modality, masker in task.maskers.items()}
         inputs = task.train.inputs
         self.each = nn.ModuleDict({m: tower(e, inputs[e]) for m, e in self.entries.items()})
@@ -53,15 +66,20 @@ class Towers(nn.Module):
         return {m: tower(inputs[self.entries[m]]) for m, tower in self.each.items()}
 
     def head(self, **towers: Tensor) -> Tensor:
-        return self.last(self.fuse(**towers))
+        logits: Tensor = self.last(self.fuse(**towers))
+        return logits
 
     def fuse(self, **towers: Tensor) -> Tensor:
-        """The features that the last layer is given: (N, width)."""
-        return self.hidden(torch.cat(list(towers.values()), dim=-1))
+        """Return the features before the last layer: (N, width)."""
+        features: Tensor = self.hidden(torch.cat(list(towers.values()), dim=-1))
+        return features
 
 
 class Words(nn.Module):
-    """The mean of the words' embeddings, of which some are missing in training; one layer."""
+    """The mean of the embeddings of a text's words, and one layer.
+
+    Training drops words at random.
+    """
 
     def __init__(self, words: int, embedding: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -74,12 +92,14 @@ class Words(nn.Module):
         if self.training:
             present = present & (torch.rand(tokens.shape, device=tokens.device) > self.dropout)
         words = self.words(tokens) * present.unsqueeze(-1)
-        return self.layer(words.sum(1) / present.sum(1, keepdim=True).clamp(min=1))
+        mean = words.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
+        features: Tensor = self.layer(mean)
+        return features
 
 
-def picture(colours: int, side: int, channels: int, width: int) -> nn.Module:
+def image_tower(colors: int, side: int, channels: int, width: int) -> nn.Module:
     return nn.Sequential(
-        *(nn.Conv2d(colours, channels, 4, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(colors, channels, 4, stride=2, padding=1), nn.ReLU()),
         *(nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(2 * channels * (side // 4) ** 2, width), nn.ReLU()),
     )

@@ -1,4 +1,4 @@
-"""The runs of the full study that were made, by question: what its tables and pictures are of."""
+"""The results of the full study by question, for its tables and pictures."""
 
 from __future__ import annotations
 
@@ -22,50 +22,63 @@ Measure = Callable[[Result], float]
 
 
 def whole(run: Result) -> float:
-    return 100 * run["views"]["full"]["accuracy"]
+    """Return the score on the whole input, in percent."""
+    return on_view(run, "full", "accuracy")
 
 
-def validated(run: Result) -> float:
-    """What validation data say, on the whole input."""
+def singles(run: Result) -> float:
+    """Return the mean score on single modalities, in percent."""
+    return 100 * mean_of(run, "accuracy")
+
+
+def on_view(run: Result, view: str, metric: str) -> float:
+    """Return a metric on one view, times 100."""
+    value: float = run["views"][view][metric]
+    return 100 * value
+
+
+def with_missing(run: Result, share: float) -> float:
+    """Return the score with this share of the modalities missing, in percent."""
+    value: float = run["missing"][f"{share:g}"]
+    return 100 * value
+
+
+def mean_of(run: Result, metric: str) -> float:
+    """Return the mean of a metric over single modalities."""
+    return fmean(m[metric] for view, m in run["views"].items() if view != "full")
+
+
+def validation_score(run: Result) -> float:
+    """Return the score on the whole input of the validation data."""
     score: float = run["validation"]
     return score
 
 
-def singles(run: Result) -> float:
-    return mean_of(run, "accuracy", 100)
-
-
-def mean_of(run: Result, metric: str, times: float = 1) -> float:
-    """The mean over the modalities, each alone."""
-    return times * fmean(m[metric] for view, m in run["views"].items() if view != "full")
-
-
-class Found:
-    """The runs of one data set, by question."""
+class Study:
+    """The results on one data set, by question."""
 
     def __init__(self, dataset: str) -> None:
         self.dataset = dataset
         self.runs = Runs(RESULTS / dataset / "full.jsonl")
 
     def rows(self, question: str) -> dict[tuple[Any, str], Row]:
-        """(value, method) -> its runs, as far as they were made."""
-        jobs = full.of(question, self.dataset, SEEDS, Path())
-        found: dict[tuple[Any, str], Row] = {name: {} for name in self._asked(question)}
-        for name, job in zip(cycle(found), jobs, strict=False):
+        """Return (value, method) -> results, as far as there are any."""
+        jobs = full.jobs_of(question, self.dataset, SEEDS, Path())
+        rows: dict[tuple[Any, str], Row] = {pair: {} for pair in self._asked(question)}
+        for pair, job in zip(cycle(rows), jobs, strict=False):
             if self.runs.has(job):
-                found[name][job["seed"]] = self.runs.get(job)
-        return {name: row for name, row in found.items() if row}
+                rows[pair][job["seed"]] = self.runs.get(job)
+        return {pair: row for pair, row in rows.items() if row}
 
     def answered(self, question: str) -> dict[tuple[Any, str], Row]:
-        """The same, but nothing unless all that is asked was run on the same seeds."""
+        """Return the rows of a question if they are complete, with the same seeds, or nothing."""
         rows = self.rows(question)
-        alike = len({frozenset(row) for row in rows.values()}) == 1
-        return rows if alike and len(rows) == len(self._asked(question)) else {}
+        same_seeds = len({frozenset(row) for row in rows.values()}) == 1
+        return rows if same_seeds and len(rows) == len(self._asked(question)) else {}
 
     def _asked(self, question: str) -> list[tuple[Any, str]]:
-        asked = full.QUESTIONS[question]
-        known = full.values_of(question, self.dataset)
-        pairs = [(value, method) for value in known for method in asked.methods]
+        values = full.values_of(question, self.dataset)
+        pairs = [(v, method) for v in values for method in full.QUESTIONS[question].methods]
         return [(value, method) for value, method in pairs if method in self.chosen]
 
     @cached_property
@@ -78,7 +91,7 @@ class Found:
 
     @cached_property
     def networks(self) -> dict[str, Row]:
-        """The teachers, and the students by method."""
+        """The results of the teachers, and of the students by method."""
         return {full.TEACHER: self.teachers, **self.methods}
 
     @cached_property
@@ -93,18 +106,17 @@ class Found:
 
 
 @cache
-def found(dataset: str) -> Found:
-    return Found(dataset)
+def study_of(dataset: str) -> Study:
+    return Study(dataset)
 
 
-def was_run(dataset: str) -> bool:
-    """Whether there are results of a data set."""
+def has_results(dataset: str) -> bool:
     return (RESULTS / dataset / "full.jsonl").exists()
 
 
 def best(rows: Mapping[K, Row]) -> K:
-    """Which does best on validation data, on the whole input."""
-    return max(rows, key=lambda name: values(rows[name], validated).mean())
+    """Return the key of the row with the best mean score on validation data."""
+    return max(rows, key=lambda name: values(rows[name], validation_score).mean())
 
 
 def values(row: Row, measure: Measure) -> np.ndarray:
@@ -112,6 +124,6 @@ def values(row: Row, measure: Measure) -> np.ndarray:
 
 
 def gain(row: Row, other: Row, measure: Measure) -> np.ndarray:
-    """What one method is ahead of another, seed by seed, on the seeds that both have."""
+    """Return the lead of one method over another, for each seed that both have."""
     shared = sorted(row.keys() & other.keys())
     return np.array([measure(row[s]) - measure(other[s]) for s in shared])

@@ -1,8 +1,8 @@
-"""Tables and pictures of the study's runs.
+"""Tables and pictures of the study's results.
 
     python -m benchmarks.report RUNS.jsonl --page README.md --pictures FOLDER
 
-prints the tables, writes them into a page between its marks, and draws the pictures anew.
+prints the tables, writes them into a page between two marks, and draws the pictures.
 """
 
 from __future__ import annotations
@@ -10,35 +10,33 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed
+matplotlib.use("Agg")  # needs no screen
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
 from benchmarks.full import TEACHER
 from benchmarks.methods import EQUAL, KD
-from benchmarks.runs import read
+from benchmarks.runs import Result, read
 from benchmarks.tables import plain
+from msdlosses.plot import COLORS
 
 VIEWS = {"full": "whole input", "image": "image alone", "text": "text alone"}
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by colour-blind readers
-WIDTH = 80  # of the tables in a page
+WIDTH = 80  # of the tables
 MARKS = "<!-- study of {}: begin -->", "<!-- study of {}: end -->"
-
-Run = dict[str, Any]
 
 
 class Results:
-    """Numbers by method: arrays over the seeds, in one order for all methods."""
+    """The numbers of each method, as arrays over the seeds in the same order."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Result]) -> None:
         self.runs = sorted(runs, key=lambda run: run["job"]["seed"])
         self.methods = list(dict.fromkeys(run["job"]["method"] for run in runs))
         self.seeds = len({run["job"]["seed"] for run in runs})
@@ -48,15 +46,17 @@ class Results:
         return np.array([run["views"][view][metric] for run in chosen])
 
     def parameters(self, method: str) -> int:
-        return next(run["parameters"] for run in self.runs if run["job"]["method"] == method)
+        counts: list[int] = [r["parameters"] for r in self.runs if r["job"]["method"] == method]
+        return counts[0]
 
     def gain(self, method: str, view: str) -> np.ndarray:
-        """What a method is ahead of KD, in points, seed by seed."""
-        return 100 * (self.values(method, view) - self.values(KD, view))
+        """Return a method's lead over KD for each seed, in percentage points."""
+        gain: np.ndarray = 100 * (self.values(method, view) - self.values(KD, view))
+        return gain
 
 
-def tables(runs: Sequence[Run]) -> Iterator[Table | str]:
-    """The results, the paired differences to KD, and what speaks against MSD."""
+def tables(runs: Sequence[Result]) -> Iterator[Table | str]:
+    """Yield the results, the paired differences to KD, and where MSD is not ahead."""
     results = Results(runs)
     yield _accuracies(results)
     if KD in results.methods and results.seeds > 1:
@@ -98,7 +98,7 @@ def _differences(results: Results) -> Table:
 
 
 def _footer(results: Results) -> str:
-    """Where MSD is not ahead of KD, said plainly."""
+    """List where MSD is not ahead of KD."""
     lines = []
     for method in results.methods:
         for view, title in VIEWS.items():
@@ -116,69 +116,69 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 
 
 def paired(gain: np.ndarray) -> str:
-    return f"{gain.mean():+.2f} ± {half(gain):.2f}  {(gain > 0).sum()}/{len(gain)}"
+    return f"{gain.mean():+.2f} ± {half_width(gain):.2f}  {(gain > 0).sum()}/{len(gain)}"
 
 
-def told(differences: np.ndarray) -> str:
+def paired_cell(differences: np.ndarray) -> str:
+    """Return `paired` for a table: empty for a single seed, which has no interval."""
     return paired(differences) if len(differences) > 1 else ""
 
 
-def short(differences: np.ndarray) -> str:
-    """Without the seeds won."""
-    return told(differences).partition("  ")[0]
+def interval_cell(differences: np.ndarray) -> str:
+    """Return `paired_cell` without the seeds won."""
+    return paired_cell(differences).partition("  ")[0]
 
 
-def dropped(name: str) -> str:
-    """A method's name, shorter."""
-    return name.replace("modality dropout", "drop")
+def short_name(method: str) -> str:
+    return method.replace("modality dropout", "drop")
 
 
-def half(gain: np.ndarray) -> float:
-    """Of the interval's width."""
+def half_width(gain: np.ndarray) -> float:
+    """Return half of the width of the confidence interval."""
     low, high = interval(gain)
     return (high - low) / 2
 
 
 def interval(gain: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a mean of paired differences."""
+    """Return Student's confidence interval of the mean of paired differences."""
     interval = stats.ttest_1samp(gain, 0).confidence_interval(0.95)
     return float(interval.low), float(interval.high)
 
 
-def pictures(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Accuracy by view and method, and the densities of what the networks say."""
+def pictures(runs: Sequence[Result], folder: Path) -> list[Path]:
+    """Plot accuracy by view and method, and the densities of the true class's probability."""
     results = Results(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"accuracy.png": _draw_accuracies(results), "densities.png": _draw_densities(results)}
-    for name, figure in drawn.items():
+    figures = {"accuracy.png": _draw_accuracies(results), "densities.png": _draw_densities(results)}
+    for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120, metadata={"Software": None})
         plt.close(figure)
-    return [folder / name for name in drawn]
+    return [folder / name for name in figures]
 
 
-def _draw_accuracies(results: Results) -> plt.Figure:
+def _draw_accuracies(results: Results) -> Figure:
     figure, axes = plt.subplots(1, len(VIEWS), figsize=(11, 3.6), sharey=True, layout="constrained")
     methods = results.methods[::-1]
-    for axis, (view, title), colour in zip(axes, VIEWS.items(), COLOURS, strict=True):
+    for axis, (view, title), color in zip(axes, VIEWS.items(), COLORS, strict=False):
         values = [100 * results.values(method, view) for method in methods]
         for row, accuracies in enumerate(values):
-            axis.plot(accuracies, [row] * len(accuracies), ".", color=colour, alpha=0.35)
-            axis.plot(accuracies.mean(), row, "|", color=colour, markersize=16, markeredgewidth=2)
+            axis.plot(accuracies, [row] * len(accuracies), ".", color=color, alpha=0.35)
+            axis.plot(accuracies.mean(), row, "|", color=color, markersize=16, markeredgewidth=2)
         axis.set(title=title, xlabel="test accuracy (%)", yticks=range(len(methods)))
         axis.set_yticklabels(methods)
         axis.grid(axis="x", alpha=0.3)
     return figure
 
 
-def _draw_densities(results: Results) -> plt.Figure:
+def _draw_densities(results: Results) -> Figure:
     shown = [m for m in (TEACHER, KD, EQUAL) if m in results.methods] or results.methods
     figure, axes = plt.subplots(1, len(VIEWS), figsize=(11, 3.2), layout="constrained")
     for axis, (view, title) in zip(axes, VIEWS.items(), strict=True):
-        for method, colour, dash in zip(shown, COLOURS, ("-", "--", "-."), strict=False):
+        for method, color, style in zip(shown, COLORS, ("-", "--", "-."), strict=False):
             density = results.values(method, view, "density").mean(0)
-            borders = np.linspace(0, 1, len(density) + 1)
+            edges = np.linspace(0, 1, len(density) + 1)
             axis.stairs(
-                density * len(density), borders, label=method, color=colour, linestyle=dash, lw=1.8
+                density * len(density), edges, label=method, color=color, linestyle=style, lw=1.8
             )
         axis.set(title=title, xlabel="probability given to the right class", yscale="log")
     axes[0].set_ylabel("density")
@@ -186,13 +186,13 @@ def _draw_densities(results: Results) -> plt.Figure:
     return figure
 
 
-def text(runs: Sequence[Run]) -> str:
-    """The tables as the study prints them."""
+def text(runs: Sequence[Result]) -> str:
+    """Return the tables as the study prints them."""
     return plain(tables(runs), WIDTH)
 
 
-def write(page: Path, runs: Sequence[Run]) -> None:
-    """Put the tables between the data set's marks in a page."""
+def write(page: Path, runs: Sequence[Result]) -> None:
+    """Write the tables between a page's marks for the data set."""
     begin, end = (mark.format(runs[0]["job"]["dataset"]) for mark in MARKS)
     before, rest = page.read_text().split(begin)
     _, after = rest.split(end)
@@ -202,8 +202,8 @@ def write(page: Path, runs: Sequence[Run]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="the runs.jsonl of a study")
-    parser.add_argument("--page", type=Path, help="a page with marks for the tables")
-    parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
+    parser.add_argument("--page", type=Path, help="page with marks, to write the tables into")
+    parser.add_argument("--pictures", type=Path, help="folder to draw the pictures into")
     args = parser.parse_args()
     runs = read(args.runs)
     if args.page:

@@ -1,4 +1,4 @@
-"""The results of a study, one line of JSON for each run."""
+"""The results of a study, with one line of JSON per run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"  # that are committed
+RESULTS = Path(__file__).parent / "results"  # the committed ones
 
 Job = dict[str, Any]
 Result = dict[str, Any]
 
 
 class Runs:
-    """The results so far, in a file to which every new one is added as a line."""
+    """The results so far, in a file to which each new result is appended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results: dict[str, Result] = {}
         if path.exists():
             self.results = {key(run["job"]): run for run in read(path)}
-            _drop_tail(path)
+            _drop_partial_line(path)
 
     def has(self, job: Job) -> bool:
         return key(job) in self.results
@@ -40,22 +40,23 @@ class Runs:
                 file.write(json.dumps({**result, "torch": torch.__version__}) + "\n")
 
 
-def _drop_tail(path: Path) -> None:
-    """What was being written when a study was killed is no line."""
+def _drop_partial_line(path: Path) -> None:
+    """Remove a last line that is incomplete because the study was killed."""
     text = path.read_text()
     if not text.endswith("\n"):
         path.write_text("".join(text.splitlines(keepends=True)[:-1]))
 
 
 def read(path: Path) -> list[Result]:
-    """All runs that were written whole."""
+    """Return all results in a file, without an incomplete last line."""
     return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
 
 
 def fingerprint(job: Job) -> str:
-    """Of a teacher: its cache is opened for it alone."""
+    """Return an identifier of a teacher, which its cache checks when it is opened."""
     return hashlib.sha256(key(job).encode()).hexdigest()[:16]
 
 
 def key(job: Job) -> str:
+    """Return what identifies a job. The place of the cache does not."""
     return json.dumps({k: v for k, v in job.items() if k != "cache"}, sort_keys=True)

@@ -1,12 +1,12 @@
-"""Distil a teacher of picture and text into a small student, by eight methods, on real data.
+"""Distill a teacher of images and texts into a small student on real data, with eight methods.
 
     python -m benchmarks.study
     python -m benchmarks.study --full
 
-For each seed the data are split anew, a teacher is trained, and a student by each method, with
-the settings that `benchmarks.tune` chose on validation data. Prints a table of test results, and
-writes every run as JSON and two pictures to --out. A run that was interrupted goes on where it
-stopped. The second command asks more, of more data: see `benchmarks/full.py`; it takes hours.
+Each seed draws a split of the data, trains a teacher, and trains a student with each method. The
+hyperparameters were chosen by `benchmarks.tune` on validation data. The command prints a table of
+test results, and writes all runs as JSON and two pictures to --out. It continues where an earlier
+run stopped. The second command runs the full study of `benchmarks/full.py`, which takes hours.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.console import Console
 
 from benchmarks import full, report
 from benchmarks.datasets import DATASETS
-from benchmarks.jobs import Job, cores, pool, run_all
+from benchmarks.jobs import cores, pool, run_all
 from benchmarks.methods import METHODS
-from benchmarks.runs import Runs, fingerprint
-from benchmarks.training import run_student, run_teacher, untaught
+from benchmarks.runs import Job, Runs, fingerprint
+from benchmarks.training import missing_teachers, run_student, run_teacher
 
 
 def main() -> None:
@@ -43,15 +43,15 @@ def main() -> None:
         for method in args.methods
     ]
     with pool(cores() if args.device == "cpu" else 1) as executor:
-        missing = untaught(runs, teachers)
+        missing = missing_teachers(runs, teachers)
         runs.extend(run_all(executor, "teachers", run_teacher, missing))
         missing = [job for job in students if not runs.has(job)]
         runs.extend(run_all(executor, "students", run_student, missing))
-    wanted = [runs.get(job) for job in (*teachers, *students)]
+    results = [runs.get(job) for job in (*teachers, *students)]
     console = Console()
-    for part in report.tables(wanted):
+    for part in report.tables(results):
         console.print(part)
-    for picture in report.pictures(wanted, folder):
+    for picture in report.pictures(results, folder):
         console.print(f"picture: {picture}")
     console.print(f"runs: {runs.path}")
 
@@ -73,15 +73,17 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="all questions, of all data sets")
-    parser.add_argument("--dataset", choices=DATASETS, help="(default hanzi; all with --full)")
+    parser.add_argument("--full", action="store_true", help="run the full study")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, help="data set (default hanzi; all with --full)"
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=METHODS,
         default=list(METHODS),
         metavar="METHOD",
-        help=f"some of: {', '.join(METHODS)} (default all; KD is what others are compared to)",
+        help=f"some of: {', '.join(METHODS)} (default all; KD is the baseline)",
     )
     parser.add_argument(
         "--questions",
@@ -92,7 +94,7 @@ def _arguments() -> argparse.Namespace:
         help=f"with --full, some of: {', '.join(full.QUESTIONS)} (default all)",
     )
     parser.add_argument("--seeds", type=int, help="number of splits (default 4; 10 with --full)")
-    parser.add_argument("--epochs", type=int, help="passes over the data (default 16 of hanzi)")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default 16 for hanzi)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder (default runs)")
     return parser.parse_args()

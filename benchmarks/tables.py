@@ -1,4 +1,4 @@
-"""Tables in plain text, as a page shows them."""
+"""Tables in plain text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A name in the first column, numbers in the others."""
+    """Return a table with names in the first column and numbers in the others."""
     table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True, pad_edge=False)
     table.add_column("")
     for column in columns:
@@ -20,7 +20,7 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def plain(parts: Iterable[RenderableType], width: int) -> str:
-    """What a console prints, without spaces at the ends of lines."""
+    """Return what a console prints, without trailing spaces."""
     page = io.StringIO()
     console = Console(file=page, width=width, force_terminal=False)
     for part in parts:

@@ -1,6 +1,6 @@
-"""What was tried, on validation data alone, where MSD loses: one thing at a time.
+"""Ablations, on validation data only, for the cases in which MSD loses.
 
-A trial may have settings, epochs, a size of its own, and what else it names; all else is alike.
+A trial changes one thing: hyperparameters, epochs, the student's size, or what else it names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLAIN = {
     "mix": 0.9,
     "temperature": 4.0,
 }
-TINY: Trials = {  # what may make MSD lose where the student is tiny
+TINY: Trials = {  # why MSD may lose with a tiny student
     "as it is": {},
     "temperature 2": {"settings": {"temperature": 2.0}},
     "temperature 1": {"settings": {"temperature": 1.0}},
@@ -40,7 +40,7 @@ TINY: Trials = {  # what may make MSD lose where the student is tiny
     "by saliency": {"method": "MSD saliency", "settings": {"alpha": 1.0}},
     "conflict-free gradients": {"method": "MSD conflict-free"},
 }
-BLINDING = {  # by these, four of ten students did not use the picture
+BLINDING = {  # with these settings, four of ten students did not use the image
     "rate": 0.04,
     "decay": 0.1,
     "word_dropout": 0.3,
@@ -48,7 +48,7 @@ BLINDING = {  # by these, four of ten students did not use the picture
     "mix": 0.9,
     "temperature": 1.0,
 }
-BLIND: Trials = {  # what keeps students from using both modalities
+BLIND: Trials = {  # why some students use only one modality
     "as it was": {},
     "views stacked, not towers once": {"once": False},
     "half the learning rate": {"settings": {"rate": 0.01}},
@@ -57,7 +57,7 @@ BLIND: Trials = {  # what keeps students from using both modalities
     "word dropout 0.5": {"settings": {"word_dropout": 0.5}},
     "no picture is white, not black": {"absent": 1.0},
 }
-LEARNING: Trials = {  # what keeps weights from learning who is wrong
+LEARNING: Trials = {  # why weights may not learn which predictions are wrong
     "equal weights": {"method": EQUAL},
     "learned, as chosen": {},
     "as much held out, nothing learned": {"settings": {"meta_rate": 0.0}},
@@ -71,8 +71,8 @@ LEARNING: Trials = {  # what keeps weights from learning who is wrong
 TRIALS = {"tiny": TINY, "blind": BLIND, "learning": LEARNING}
 
 
-def tried(job: Job, question: str, name: str, chosen: Mapping[str, Any]) -> Job:
-    """A job as a trial has it; of weights and gradients only MSD knows."""
+def apply_trial(job: Job, question: str, name: str, chosen: Mapping[str, Any]) -> Job:
+    """Return a job with the changes of a trial. KD has no weights and no terms to change."""
     trial, method = TRIALS[question][name], job["method"]
     job = {**job, **_base(question, chosen)}
     settings = {**job["settings"], **trial.get("settings", {})}
@@ -80,12 +80,12 @@ def tried(job: Job, question: str, name: str, chosen: Mapping[str, Any]) -> Job:
         method, settings = "MSD population", {**settings, "single": trial["single"]}
     elif method != KD:
         method = trial.get("method", method)
-    more = {key: trial[key] for key in ("epochs", "size", "once") if key in trial}
-    return {**job, **more, "method": method, "settings": settings}
+    options: Job = {key: trial[key] for key in ("epochs", "size", "once") if key in trial}
+    return {**job, **options, "method": method, "settings": settings}
 
 
 def _base(question: str, chosen: Mapping[str, Any]) -> Job:
-    """What all trials of a question have in common."""
+    """Return the entries that all trials of a question have in common."""
     if question == "tiny":
         return {"size": 0.5, "settings": PLAIN}
     if question == "blind":

@@ -1,4 +1,4 @@
-"""Whether each claim holds on each data set: shown, not shown, or the opposite."""
+"""The verdict on each claim on each data set: shown, not shown, or the opposite."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.full import FAMILY, MSD, OF_SAMPLES
+from benchmarks.full import BASELINES, MSD, SAMPLE_WEIGHTS
 from benchmarks.methods import EQUAL, KD, ROBUST
-from benchmarks.outcomes import Found, Measure, Row, best, gain, singles, whole
-from benchmarks.report import dropped, interval, short
+from benchmarks.outcomes import Measure, Row, Study, best, gain, singles, whole
+from benchmarks.report import interval, interval_cell, short_name
 from benchmarks.tables import new_table
 
-DROPPED = "labels + modality dropout"
-WEIGHTED = ("MSD population", *OF_SAMPLES)
+LABELS_DROPOUT = "labels + modality dropout"
+WEIGHTED = ("MSD population", *SAMPLE_WEIGHTS)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A method is ahead of another; of several, those that do best on validation data."""
+    """The claim that one method beats another.
+
+    If there are several methods on a side, validation data choose the best of them.
+    """
 
     title: str
     methods: tuple[str, ...]
@@ -36,13 +39,13 @@ class Claim:
 
     @property
     def chosen(self) -> bool:
-        """Whether which two they are depends on the data set."""
+        """Whether validation data choose one of the two methods."""
         return len(self.methods) > 1 or len(self.others) > 1
 
 
 OVER_KD = Claim("MSD equal over KD", (EQUAL,), (KD,))
-OVER_ALL = Claim("best MSD over best baseline", MSD, FAMILY)
-OVER_LABELS = Claim("best MSD over labels + drop", MSD, (DROPPED,))
+OVER_ALL = Claim("best MSD over best baseline", MSD, BASELINES)
+OVER_LABELS = Claim("best MSD over labels + drop", MSD, (LABELS_DROPOUT,))
 WEIGHTS = Claim("best weights over equal", WEIGHTED, (EQUAL,))
 CLAIMS = (
     OVER_KD,
@@ -52,7 +55,7 @@ CLAIMS = (
     *(Claim(f"{name[4:]} over equal", (name,), (EQUAL,)) for name in WEIGHTED),
     WEIGHTS,
 )
-Condition = tuple[str, Any]  # a question, and what it varies
+Condition = tuple[str, Any]  # a question, and a value of it
 CONDITIONS: dict[str, tuple[Condition, tuple[Claim, ...]]] = {
     "10 % of the labels": (("labelled", 0.1), (OVER_KD, OVER_ALL, WEIGHTS)),
     "30 % of the labels": (("labelled", 0.3), (OVER_KD, OVER_ALL, WEIGHTS)),
@@ -64,14 +67,14 @@ CONDITIONS: dict[str, tuple[Condition, tuple[Claim, ...]]] = {
 }
 
 
-def verdicts(datasets: Sequence[Found]) -> Iterator[Table]:
-    """The paper's claims, each with its interval on each data set."""
+def verdicts(datasets: Sequence[Study]) -> Iterator[Table]:
+    """Yield the verdicts on all claims, with their intervals."""
     lines = [(claim.title, "methods", None, claim) for claim in CLAIMS]
     yield from _tables("Verdicts", lines, datasets)
 
 
-def conditions(datasets: Sequence[Found]) -> Iterator[Table]:
-    """Some of them where one thing is other than usual."""
+def conditions(datasets: Sequence[Study]) -> Iterator[Table]:
+    """Yield the verdicts on some of the claims under other conditions."""
     lines = [
         (f"{name}:\n{claim.title}", *condition, claim)
         for name, (condition, claims) in CONDITIONS.items()
@@ -81,23 +84,26 @@ def conditions(datasets: Sequence[Found]) -> Iterator[Table]:
 
 
 def _tables(
-    what: str, lines: Sequence[tuple[str, str, Any, Claim]], datasets: Sequence[Found]
+    what: str, lines: Sequence[tuple[str, str, Any, Claim]], datasets: Sequence[Study]
 ) -> Iterator[Table]:
     for view, measure in (("the whole input", whole), ("one modality alone", singles)):
         title = f"{what}, on {view}: points ahead ± half of the 95 % interval"
-        table = new_table(title, *(of.dataset for of in datasets))
+        table = new_table(title, *(study.dataset for study in datasets))
         for name, question, value, claim in lines:
-            found = (_under(of, question, value) for of in datasets)
-            table.add_row(name, *(_cell(rows, claim, measure) for rows in found))
+            by_dataset = (_rows_under(study, question, value) for study in datasets)
+            table.add_row(name, *(_cell(rows, claim, measure) for rows in by_dataset))
             table.add_section()
         yield table
 
 
-def _under(of: Found, question: str, value: Any) -> dict[str, Row]:
-    """The runs by method, under one condition; of labels too, where only the teacher is another."""
-    rows = {m: row for (varied, m), row in of.answered(question).items() if varied == value}
+def _rows_under(study: Study, question: str, value: Any) -> dict[str, Row]:
+    """Return the results under one condition, by method.
+
+    Training with labels is the same with another teacher, so its usual results are included.
+    """
+    rows = {m: row for (v, m), row in study.answered(question).items() if v == value}
     if rows and question in ("weak", "corrupted"):
-        rows[DROPPED] = of.methods[DROPPED]
+        rows[LABELS_DROPOUT] = study.methods[LABELS_DROPOUT]
     return rows
 
 
@@ -106,8 +112,8 @@ def _cell(rows: Mapping[str, Row], claim: Claim, measure: Measure) -> str:
         return "not run"
     one, other = claim.pair(rows)
     ahead = gain(rows[one], rows[other], measure)
-    pair = f"{one[4:]} /\n{dropped(other)}\n" if claim.chosen else ""
-    return f"{pair}{short(ahead)}\n{verdict(ahead)}"
+    pair = f"{one[4:]} /\n{short_name(other)}\n" if claim.chosen else ""
+    return f"{pair}{interval_cell(ahead)}\n{verdict(ahead)}"
 
 
 def verdict(differences: np.ndarray) -> str:

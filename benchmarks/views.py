@@ -1,14 +1,15 @@
-"""How long a training step takes, by where the teacher's and the student's views come from.
+"""Time of a training step, by how the logits on the views are computed.
 
     python -m benchmarks.views
 
-A teacher's logits are computed in each step or read from a cache; a student's views are forwards
-of their own, one stacked forward, or one run of each tower and a head on the features.
+The teacher's logits are computed in each step or read from a cache. The student's views take
+separate forward passes, one stacked forward pass, or one run of each tower followed by the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,34 +24,34 @@ from msdlosses import Fill, KDLoss, ModalityViews, MSDLoss, TeacherCache
 BATCH, CLASSES = 64, 23
 PATCHES, PATCH = 49, 96
 WORDS, VOCABULARY, PAD = 32, 1000, 0
-MASKERS = {"image": Fill(pixels=0.0), "text": Fill(tokens=PAD)}
 
 Batch = dict[str, Tensor]
 Logits = dict[str, Tensor]
 
 
 class TwoTowers(nn.Module):
-    """One tower for the picture, one for the text, a head on what both say."""
+    """An encoder for the image, one for the text, and a fusion head."""
 
-    def __init__(self, picture: nn.Module, text: nn.Module, width: int) -> None:
+    def __init__(self, image: nn.Module, text: nn.Module, width: int) -> None:
         super().__init__()
-        self.picture = picture
+        self.image = image
         self.text = text
         layers = (nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, CLASSES))
         self.classifier = nn.Sequential(*layers)
 
     def towers(self, pixels: Tensor, tokens: Tensor) -> Batch:
-        return {"image": self.picture(pixels), "text": self.text(tokens)}
+        return {"image": self.image(pixels), "text": self.text(tokens)}
 
     def head(self, image: Tensor, text: Tensor) -> Tensor:
-        return self.classifier(torch.cat([image, text], -1))
+        logits: Tensor = self.classifier(torch.cat([image, text], -1))
+        return logits
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         return self.head(**self.towers(pixels, tokens))
 
 
 class Transformer(nn.Module):
-    """Embeds, attends, and takes the mean over positions."""
+    """A Transformer encoder that returns the mean over positions."""
 
     def __init__(self, embed: nn.Module, width: int, layers: int) -> None:
         super().__init__()
@@ -59,12 +60,13 @@ class Transformer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, entry: Tensor) -> Tensor:
-        return self.encoder(self.embed(entry)).mean(1)
+        encoded: Tensor = self.encoder(self.embed(entry))
+        return encoded.mean(1)
 
 
 def transformers(width: int, layers: int) -> TwoTowers:
-    picture = Transformer(nn.Linear(PATCH, width), width, layers)
-    return TwoTowers(picture, Transformer(nn.Embedding(VOCABULARY, width), width, layers), width)
+    image = Transformer(nn.Linear(PATCH, width), width, layers)
+    return TwoTowers(image, Transformer(nn.Embedding(VOCABULARY, width), width, layers), width)
 
 
 def perceptrons(width: int, layers: int) -> TwoTowers:
@@ -77,7 +79,7 @@ def perceptrons(width: int, layers: int) -> TwoTowers:
 
 
 class Step:
-    """One step of the student's training: the loss, its gradient, the optimiser."""
+    """A step of the student's training: the loss, its gradient, and the optimizer's step."""
 
     def __init__(self, student: nn.Module, batch: Batch, target: Tensor) -> None:
         self.student, self.batch, self.target = student, batch, target
@@ -87,24 +89,24 @@ class Step:
         self,
         student: Callable[[], Logits],
         teacher: Callable[[], Logits],
-        distil: Callable[[Logits, Logits], Tensor],
+        criterion: Callable[[Logits, Logits], Tensor],
     ) -> None:
         with torch.no_grad():
-            taught = teacher()
+            teacher_logits = teacher()
         logits = student()
-        loss = F.cross_entropy(logits["full"], self.target) + distil(logits, taught)
-        loss.backward()
+        loss = F.cross_entropy(logits["full"], self.target) + criterion(logits, teacher_logits)
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 def group(
-    title: str, teacher: TwoTowers, student: TwoTowers, folder: Path, args: Any
+    title: str, teacher: TwoTowers, student: TwoTowers, folder: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     device = args.device
     teacher, student = teacher.to(device).eval(), student.to(device)
-    whole, views = (_views(device, views=names) for names in (("full",), None))
-    separate = _views(device, views_per_forward=1)
+    whole, views = make_views(device, views=("full",)), make_views(device)
+    separate = make_views(device, views_per_forward=1)
     entries, target = make_batch(BATCH, device)
     cache = TeacherCache.build(teacher, views, [entries], folder)
     index = torch.randperm(BATCH)
@@ -114,11 +116,11 @@ def group(
     def cached() -> Logits:
         return {v: logits.to(device, non_blocking=True) for v, logits in cache[index].items()}
 
-    def late() -> Logits:
+    def towers_once() -> Logits:
         return views.late_fusion(student.towers, student.head, entries)
 
-    def kd_step(taught: Callable[[], Logits]) -> None:
-        step(lambda: whole(student, entries), taught, lambda s, t: kd(s["full"], t["full"]))
+    def kd_step(teacher_logits: Callable[[], Logits]) -> None:
+        step(lambda: whole(student, entries), teacher_logits, lambda s, t: kd(s["full"], t["full"]))
 
     variants: dict[str, measure.Variant] = {
         "KD, live teacher": lambda: kd_step(lambda: whole(teacher, entries)),
@@ -128,7 +130,7 @@ def group(
         ),
         "MSD, cached, separate": lambda: step(lambda: separate(student, entries), cached, msd),
         "MSD, cached, stacked": lambda: step(lambda: views(student, entries), cached, msd),
-        "MSD, cached, towers once": lambda: step(late, cached, msd),
+        "MSD, cached, towers once": lambda: step(towers_once, cached, msd),
     }
     sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
     title = f"{title}, batch {BATCH}, {CLASSES} classes, {sizes[0]:,} and {sizes[1]:,} parameters"
@@ -142,8 +144,15 @@ def group(
     )
 
 
-def _views(device: str, **options: Any) -> ModalityViews:
-    return ModalityViews(**MASKERS, **options).to(device)
+def make_views(
+    device: str, *, views: Sequence[str] | None = None, views_per_forward: int | None = None
+) -> ModalityViews:
+    return ModalityViews(
+        image=Fill(pixels=0.0),
+        text=Fill(tokens=PAD),
+        views=views,
+        views_per_forward=views_per_forward,
+    ).to(device)
 
 
 def make_batch(size: int, device: str) -> tuple[Batch, Tensor]:

@@ -1,9 +1,9 @@
-"""Run the tutorial, put what it prints into its page, and draw its pictures.
+"""Run the tutorial, write its output into the page, and draw its pictures.
 
     python -m docs.draw
 
-Every picture is drawn twice, for light and for dark pages: the tutorial's by its own snippets, and
-the one on the front page, of what the method does, for one character and the tutorial's networks.
+Each picture is drawn for light and for dark pages. Snippets of the tutorial draw its own pictures.
+The picture on the front page shows the method for one character and the tutorial's networks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed
+matplotlib.use("Agg")  # needs no screen
 
 import numpy as np
 import torch
@@ -28,15 +28,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.data._pack import decode
-from benchmarks.datasets import DATA
+from benchmarks.datasets import DATA, Split
 from msdlosses.functional import kl_divergence
+from msdlosses.plot import COLORS
 
 HERE = Path(__file__).parent
 PAGE, PICTURES = HERE / "tutorial.md", HERE / "pictures"
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<rest>\n```text\n.*?```\n)?", re.DOTALL)
 PICTURE = re.compile(r"\{image\} pictures/(.*)-light\.svg")
-INK = {"light": "#1f2328", "dark": "#e6edf3"}  # the ground is the page's own
-TEACHER, STUDENT = "#0072b2", "#e69f00"
+INK = {"light": "#1f2328", "dark": "#e6edf3"}  # the background is transparent
+TEACHER, STUDENT = COLORS[0], COLORS[4]
 WIDTHS = (1, 1.5, 1.7, 1.7, 2.3)  # of the columns
 SHOWN = 5  # classes
 LARGE = {"fontsize": 15, "va": "center"}
@@ -45,27 +46,27 @@ Logits = Mapping[str, Tensor]
 
 
 def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
-    """The page with what its snippets print now; and those of them that draw."""
+    """Return the page with the current output of its snippets, and the snippets that draw."""
     drawing: list[str] = []
 
-    def done(found: re.Match[str]) -> str:
+    def run_snippet(match: re.Match[str]) -> str:
         printed = io.StringIO()
         with redirect_stdout(printed):
-            exec(found["code"], namespace)
-        if "plot_" in found["code"]:
-            drawing.append(found["code"])
+            exec(match["code"], namespace)
+        if "plot_" in match["code"]:
+            drawing.append(match["code"])
         output = f"\n```text\n{printed.getvalue()}```\n" if printed.getvalue() else ""
-        return f"```python\n{found['code']}```\n{output}"
+        return f"```python\n{match['code']}```\n{output}"
 
-    return BLOCK.sub(done, page), drawing
+    return BLOCK.sub(run_snippet, page), drawing
 
 
 def style(ink: str) -> dict[str, Any]:
-    """Matplotlib's settings."""
+    """Return settings for matplotlib."""
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    clear = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    transparent = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     size = {"figure.figsize": (6, 3.2), "font.size": 11, "svg.hashsalt": "msdlosses"}
-    return {**dict.fromkeys(inked, ink), **dict.fromkeys(clear, "none"), **size}
+    return {**dict.fromkeys(inked, ink), **dict.fromkeys(transparent, "none"), **size}
 
 
 def save(figure: Figure, name: str) -> None:
@@ -73,11 +74,8 @@ def save(figure: Figure, name: str) -> None:
     plt.close(figure)
 
 
-# --- the picture of the method
-
-
 def method(namespace: Mapping[str, Any], ink: str) -> Figure:
-    """What the teacher and the student of KD say of one character, in each view."""
+    """Draw the predictions of the teacher and of the KD student for one character, by view."""
     teacher, student = namespace["told"], namespace["copied"]
     number, glyph, gloss = character(namespace["task"].test, teacher)
     classes = teacher["full"][number].topk(SHOWN).indices
@@ -88,11 +86,11 @@ def method(namespace: Mapping[str, Any], ink: str) -> Figure:
         axis.set_title(head, fontsize=12, color=ink)
     for row, view in zip(grid, teacher, strict=True):
         for axis, width in zip(row, WIDTHS, strict=True):
-            axis.set_box_aspect(1 / width)  # all of one height
+            axis.set_box_aspect(1 / width)  # all axes have the same height
         draw_input(row[0], row[1], view, glyph, gloss, ink)
         pair = [logits[view][number] for logits in (teacher, student)]
-        for axis, logits, colour in zip(row[2:4], pair, (TEACHER, STUDENT), strict=True):
-            draw_prediction(axis, logits.softmax(-1)[classes].tolist(), colour)
+        for axis, logits, color in zip(row[2:4], pair, (TEACHER, STUDENT), strict=True):
+            draw_prediction(axis, logits.softmax(-1)[classes].tolist(), color)
         term = kl_divergence(pair[1], pair[0]).item()
         plus = "" if view == "full" else "+"
         row[4].text(0, 0.5, f"{plus:3} $w_\\mathrm{{{view}}} \\cdot {term:.2f}$", **LARGE)
@@ -106,19 +104,22 @@ def method(namespace: Mapping[str, Any], ink: str) -> Figure:
     return figure
 
 
-def character(test: Any, teacher: Logits) -> tuple[int, np.ndarray, str]:
-    """One with a short gloss of which the teacher is right in each view, most sure by the text."""
+def character(test: Split, teacher: Logits) -> tuple[int, np.ndarray, str]:
+    """Return the number, glyph, and gloss of a character with a short gloss.
+
+    The teacher is right on all views, and most confident on the text.
+    """
     pack = np.load(DATA / "hanzi12.npz")
     glosses = decode(pack["gloss"])
-    places = {glyph.tobytes(): place for place, glyph in enumerate(pack["glyph"])}
-    shown = (7 * test.pixels[:, 0]).round().to(torch.uint8).numpy()
-    gloss = [glosses[places[glyph.tobytes()]] for glyph in shown]
-    chances = torch.stack(
+    rows = {glyph.tobytes(): row for row, glyph in enumerate(pack["glyph"])}
+    glyphs = (7 * test.inputs["pixels"][:, 0]).round().to(torch.uint8).numpy()
+    gloss = [glosses[rows[glyph.tobytes()]] for glyph in glyphs]
+    probabilities = torch.stack(
         [x.softmax(-1).gather(1, test.target[:, None])[:, 0] for x in teacher.values()]
     )
-    fit = torch.tensor([len(words) < 12 for words in gloss]) & (chances > 0.5).all(0)
-    number = int(chances[-1].masked_fill(~fit, 0.0).argmax())
-    return number, shown[number], gloss[number]
+    suitable = torch.tensor([len(words) < 12 for words in gloss]) & (probabilities > 0.5).all(0)
+    number = int(probabilities[-1].masked_fill(~suitable, 0.0).argmax())
+    return number, glyphs[number], gloss[number]
 
 
 def draw_input(left: Axes, right: Axes, view: str, glyph: np.ndarray, gloss: str, ink: str) -> None:
@@ -133,9 +134,9 @@ def draw_input(left: Axes, right: Axes, view: str, glyph: np.ndarray, gloss: str
     left.set_ylabel(view, fontsize=12)
 
 
-def draw_prediction(axis: Axes, chances: list[float], colour: str) -> None:
-    """The classes that the teacher finds likeliest, the right one first."""
-    axis.bar(range(SHOWN), chances, color=colour)
+def draw_prediction(axis: Axes, probabilities: list[float], color: str) -> None:
+    """Draw the probabilities of the classes that the teacher predicts on the full view."""
+    axis.bar(range(SHOWN), probabilities, color=color)
     axis.set(ylim=(0, 1), xticks=[], yticks=[])
     axis.spines[["top", "right", "left"]].set_visible(False)
 

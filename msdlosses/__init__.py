@@ -1,4 +1,4 @@
-"""Modality-specific distillation for PyTorch: masking, losses, weightings and a meta-learner."""
+"""Modality-specific distillation for PyTorch: masking, losses, weightings, and a meta-learner."""
 
 from msdlosses import functional
 from msdlosses.cache import TeacherCache

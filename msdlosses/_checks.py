@@ -1,256 +1,292 @@
-"""What callers may hand in, and the one form in which they are told otherwise."""
+"""Argument checks and the wording of their errors.
+
+Public functions and modules check their arguments once, where they are called. The code behind
+them relies on that and does not check again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from msdlosses._masks import leading_shape, unsqueeze_right
+
 
 def describe(value: object) -> str:
-    """A value as an error message shows it: a tensor by shape and dtype, the rest by type."""
+    """Describe a value in an error message: a tensor by dtype and shape, others by type."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return type(value).__name__
 
 
-def listing(names: Iterable[object]) -> str:
-    """Names as an error message lists them: `full`, `image`."""
+def join_names(names: Iterable[object]) -> str:
+    """Join names in an error message: `full`, `image`."""
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
+def value_range(values: Tensor) -> str:
+    """Describe the values of a tensor in an error message: one number, or a range."""
+    low, high = values.detach().min().item(), values.detach().max().item()
+    return f"{low:g}" if low == high or low != low else f"{low:g} to {high:g}"
+
+
+def expected(what: str, got: object, advice: str = "") -> str:
+    """Word an error: what was expected, what was passed and, if not obvious, what to do."""
+    return f"Expected {what}, got {got}." + (f" {advice}" if advice else "")
+
+
+# Options
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Check that a value is an instance of `kind`; `what` names it in the message."""
+    if not isinstance(value, kind):
+        raise TypeError(expected(f"`{name}` to be {what}", describe(value)))
+
+
+def check_callable(name: str, value: object, *, optional: bool = False) -> None:
+    """Check for a function or a module, or None if it is optional."""
+    if not callable(value) and not (optional and value is None):
+        raise TypeError(expected(f"`{name}` to be callable", describe(value)))
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check for one of a few strings."""
+    if value not in choices:
+        raise ValueError(expected(f"`{name}` to be one of {join_names(choices)}", repr(value)))
+
+
+def check_integer(name: str, value: object, *, least: float = -math.inf) -> None:
+    """Check for an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(expected(f"`{name}` to be an integer", describe(value)))
+    if value < least:
+        raise ValueError(expected(f"`{name}` of at least {least:g}", value))
+
+
+def check_number(name: str, value: object, interval: str = "(-inf, inf)") -> None:
+    """Check for a number in an interval such as "[0, 1)"."""
+    # A tuple, because Dynamo in torch 2.6 cannot trace a union.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(expected(f"`{name}` to be a number", describe(value)))
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = low < value if interval[0] == "(" else low <= value
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):
+        raise ValueError(expected(f"`{name}` in {interval}", value))
+
+
+def check_weights(**weights: float) -> None:
+    """Check the weights of a sum: none is negative and not all are zero."""
+    for name, weight in weights.items():
+        check_number(name, weight, "[0, inf)")
+    check_that(f"one of {join_names(weights)} above 0", any(weights.values()))
+
+
+def check_names(name: str, value: object) -> None:
+    """Check for a sequence of distinct view names."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(expected(f"`{name}` to be a sequence of views", describe(value)))
+    if not value or len(set(value)) != len(value):
+        raise ValueError(expected(f"`{name}` to list distinct views", join_names(value)))
+
+
+def check_that(
+    what: str, ok: object, got: object = "none", advice: str = "", error: Any = ValueError
+) -> None:
+    """Check a condition whose message is cheap to format.
+
+    The message must not contain shapes: formatting them fixes them in compiled code.
+    """
+    if not ok:
+        raise error(expected(what, got, advice))
+
+
+def check_holds(name: str, entries: Iterable[str], *keys: str) -> None:
+    """Check that a mapping or a batch holds some entries."""
+    for key in keys:
+        if key not in entries:
+            raise KeyError(expected(f"`{name}` to hold `{key}`", join_names(entries)))
+
+
+def check_same_names(what: str, names: Iterable[str], wanted: Iterable[str]) -> None:
+    """Check that a mapping has the wanted keys, in any order."""
+    if set(names) != set(wanted):
+        raise KeyError(expected(f"{what} for each of {join_names(wanted)}", join_names(names)))
+
+
+def check_equal(what: str, values: Mapping[str, object]) -> None:
+    """Check that all values of a mapping are equal."""
+    if len(set(values.values())) > 1:
+        raise ValueError(expected(what, values))
+
+
+# Tensors
+
+
 def check_floating(name: str, value: object) -> None:
-    """A tensor of floating dtype."""
+    """Check for a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"Expected `{name}` to be a floating-point tensor, got {describe(value)}.")
+        raise TypeError(expected(f"`{name}` to be a floating-point tensor", describe(value)))
 
 
 def check_pair(
     student: Tensor, teacher: Tensor, *, dim: int = -1, view: str = "", same_width: bool = True
 ) -> None:
-    """Two tensors of floating dtype, one shape (..., C), one device; `dim` is an axis of them.
+    """Check two floating-point tensors of one shape (..., C) and one device.
 
-    Without `same_width` they may differ in C.
+    `dim` must be one of their axes, and not an empty one. Without `same_width` the tensors may
+    differ in size along `dim`. The tensors of a view have a batch axis too.
     """
-    names = ("student", "teacher") if not view else (f"student[{view!r}]", f"teacher[{view!r}]")
-    for name, value in zip(names, (student, teacher), strict=True):
-        check_floating(name, value)
-    check_integer("dim", dim)
-    shapes = [tuple(logits.shape) for logits in (student, teacher)]
-    axes = student.ndim
-    if not same_width and len(shapes[0]) == len(shapes[1]) and -axes <= dim < axes:
-        axis = dim % axes
-        shapes = [shape[:axis] + shape[axis + 1 :] for shape in shapes]
-    if shapes[0] != shapes[1] or axes == 0:
-        form = "one shape (..., C)" if same_width else "one shape but for the width"
-        raise ValueError(
-            f"Expected `{names[0]}` and `{names[1]}` of {form}, "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
-        )
+    for name, value in (("student", student), ("teacher", teacher)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            what = f"{_of_view(name, view)} to be a floating-point tensor"
+            raise TypeError(expected(what, describe(value)))
+    if type(dim) is not int:
+        raise TypeError(expected("`dim` to be an integer", describe(dim)))
+    if 0 < student.ndim == teacher.ndim and not -student.ndim <= dim < student.ndim:
+        raise IndexError(expected(f"`dim` to be an axis of {tuple(student.shape)}", dim))
+    batched = student.ndim >= (2 if view else 1)
+    if not batched or not _same_shape(student, teacher, None if same_width else dim):
+        form = "(N, ..., C)" if view else "(..., C)"
+        what = f"{_pair(view)} of one shape {form if same_width else 'up to the width'}"
+        raise ValueError(expected(what, f"{tuple(student.shape)} and {tuple(teacher.shape)}"))
     if student.device != teacher.device:
-        raise ValueError(
-            f"Expected `{names[0]}` and `{names[1]}` on one device, "
-            f"got {student.device} and {teacher.device}."
-        )
-    if not -axes <= dim < axes:
-        raise IndexError(f"Expected `dim` to be an axis of {tuple(student.shape)}, got {dim}.")
-    for name, value in zip(names, (student, teacher), strict=True):
-        if value.shape[dim] == 0:
-            raise ValueError(f"Expected `{name}` of at least one class, got {tuple(value.shape)}.")
+        what = f"{_pair(view)} on one device"
+        raise ValueError(expected(what, f"{student.device} and {teacher.device}"))
+    if student.shape[dim] == 0 or teacher.shape[dim] == 0:
+        raise ValueError(expected(f"{_pair(view)} of at least one class", tuple(student.shape)))
 
 
-def check_number(
-    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf
-) -> None:
-    """A finite number greater than `above`, and at least `least`."""
-    # A tuple: torch.compile of torch 2.6 can't read a union.
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"Expected `{name}` to be a number, got {describe(value)}.")
-    if not math.isfinite(value) or value <= above or value < least:
-        bound = "" if above == -math.inf else f" above {above:g}"
-        bound += "" if least == -math.inf else f" and {least:g} or more"
-        raise ValueError(f"Expected `{name}` to be finite{bound}, got {value}.")
+def _same_shape(student: Tensor, teacher: Tensor, skipped: int | None) -> bool:
+    if skipped is None or student.ndim != teacher.ndim:
+        return student.shape == teacher.shape
+    sizes = zip(student.shape, teacher.shape, strict=True)
+    return all(s == t for axis, (s, t) in enumerate(sizes) if axis != skipped % student.ndim)
 
 
-def check_within(name: str, value: object, low: float, high: float) -> None:
-    """A number between two others, these included."""
-    check_number(name, value)
-    if not low <= cast(float, value) <= high:
-        raise ValueError(f"Expected `{name}` in [{low:g}, {high:g}], got {value}.")
+def _of_view(name: str, view: str) -> str:
+    return f"`{name}[{view!r}]`" if view else f"`{name}`"
 
 
-def check_weights(**weights: float) -> None:
-    """Weights of two parts, of which one counts."""
-    for name, weight in weights.items():
-        check_number(name, weight, least=0)
-    if not any(weights.values()):
-        names = " or ".join(f"`{name}`" for name in weights)
-        raise ValueError(f"Expected {names} above 0, got 0 and 0.")
+def _pair(view: str) -> str:
+    return f"{_of_view('student', view)} and {_of_view('teacher', view)}"
 
 
-def check_positive(
-    name: str,
-    value: Tensor,
-    rows: Sequence[int] | None = None,
-    *,
-    device: torch.device | None = None,
-) -> None:
-    """A floating-point tensor above 0, of one value, or of the first axes of the rows."""
+def check_mapping(name: str, value: Any, of: str) -> None:
+    """Check for a mapping that is not empty; `of` names its contents in the message."""
+    check_type(name, value, Mapping, f"a mapping of {of}")
+    check_that(f"`{name}` to be a mapping of {of}", len(value), "an empty one")
+
+
+def check_views(name: str, value: Mapping[str, Tensor]) -> None:
+    """Check for a mapping from views to logits (N, ..., C)."""
+    check_mapping(name, value, "views to logits")
+    for view, logits in value.items():
+        check_floating(f"{name}[{view!r}]", logits)
+        if logits.ndim < 2:
+            what = f"`{name}[{view!r}]` of shape (N, ..., C)"
+            raise ValueError(expected(what, tuple(logits.shape)))
+
+
+def check_mask(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+    """Check for a boolean tensor that fits logits."""
+    _require_boolean(name, value)
+    _require_fit(name, value, logits, dim, least_ndim=1)
+
+
+def check_grid(name: str, value: Tensor, views: Sequence[str]) -> None:
+    """Check for a boolean tensor (N, ..., K) whose last axis is the views."""
+    _require_boolean(name, value)
+    if value.ndim < 2 or value.shape[-1] != len(views):
+        what = f"`{name}` of shape (N, {len(views)}), one column for each of {join_names(views)}"
+        raise ValueError(expected(what, tuple(value.shape)))
+
+
+def check_positive(name: str, value: Tensor) -> None:
+    """Check for a floating-point tensor of finite values above 0."""
     check_floating(name, value)
-    if rows is not None and tuple(value.shape) != tuple(rows[: value.ndim]):
-        raise ValueError(
-            f"Expected `{name}` of one value, or of the first axes of the rows, {tuple(rows)}, "
-            f"got {tuple(value.shape)}."
-        )
-    if value.ndim and device not in (None, value.device):
-        raise ValueError(f"Expected `{name}` on {device}, got {value.device}.")
-    if untrue((value > 0) & value.isfinite()):
-        raise ValueError(f"Expected `{name}` to be finite above 0, got {listed(value)}.")
+    if any_violated((value > 0) & value.isfinite()):
+        raise ValueError(expected(f"`{name}` to be finite and above 0", value_range(value)))
 
 
-def check_integers(name: str, value: object, rows: Sequence[int], *, device: torch.device) -> None:
-    """A tensor of class indices, of the shape of the rows or of their first axes."""
-    kind = isinstance(value, Tensor) and not value.is_floating_point()
-    if not isinstance(value, Tensor) or not kind or value.dtype == torch.bool:
-        raise TypeError(
-            f"Expected `{name}` to be a tensor of class indices, got {describe(value)}."
-        )
-    if value.ndim > len(rows) or tuple(value.shape) != tuple(rows[: value.ndim]):
-        raise ValueError(f"Expected `{name}` of shape {tuple(rows)}, got {tuple(value.shape)}.")
-    if value.device != device:
-        raise ValueError(f"Expected `{name}` on {device}, got {value.device}.")
+def check_fits(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+    """Check that a tensor of one value, or of leading axes, fits logits."""
+    _require_fit(name, value, logits, dim, least_ndim=0)
 
 
-def check_indices(
-    name: str, value: Tensor, rows: Sequence[int], classes: int, *, device: torch.device
+def check_class_indices(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+    """Check for a tensor of class indices that fits logits."""
+    _require_integers(name, value)
+    _require_fit(name, value, logits, dim, least_ndim=0)
+
+
+def check_classes_exist(
+    name: str, value: Tensor, logits: Tensor, dim: int = -1, valid: Tensor | None = None
 ) -> None:
-    """A tensor of class indices, one for each row."""
-    check_integers(name, value, rows, device=device)
-    if value.ndim != len(rows):
-        raise ValueError(f"Expected `{name}` of shape {tuple(rows)}, got {tuple(value.shape)}.")
-    if untrue((value >= 0) & (value < classes)):
-        raise IndexError(
-            f"Expected `{name}` in [0, {classes}), got {listed(value)}. "
-            "Name an index that is to be left out as `ignore_index` of the loss."
+    """Check for one class index per sample or position, which exists where it is valid."""
+    _require_integers(name, value)
+    _require_fit(name, value, logits, dim, least_ndim=logits.ndim - 1)
+    exists = (value >= 0) & (value < logits.shape[dim])
+    if valid is not None:
+        exists = exists | ~unsqueeze_right(valid, value.ndim)
+    if any_violated(exists):
+        advice = "To leave targets out, set the `ignore_index` of a loss."
+        what = f"`{name}` in [0, {logits.shape[dim]})"
+        raise IndexError(expected(what, value_range(value), advice))
+
+
+def _require_integers(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+        raise TypeError(expected(f"`{name}` to be a tensor of class indices", describe(value)))
+
+
+def _require_boolean(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise TypeError(expected(f"`{name}` to be a boolean tensor", describe(value)))
+
+
+def _require_fit(name: str, value: Tensor, logits: Tensor, dim: int, least_ndim: int) -> None:
+    """Raise an error unless a tensor has the leading axes, and the device, of logits."""
+    shape = leading_shape(logits, dim)
+    if value.ndim < least_ndim or tuple(value.shape) != shape[: value.ndim]:
+        what = (
+            f"`{name}` of shape {shape}{' or its leading axes' if least_ndim < len(shape) else ''}"
         )
+        raise ValueError(expected(what, tuple(value.shape)))
+    if value.ndim and value.device != logits.device:
+        raise ValueError(expected(f"`{name}` on {logits.device}", value.device))
 
 
-def check_given(name: str, value: Tensor | None, who: object) -> Tensor:
-    """An argument that only some need."""
-    if value is None:
-        raise ValueError(f"Expected a `{name}` for {describe(who)}, got None.")
-    return value
+def any_violated(condition: Tensor) -> bool:
+    """Return whether a condition on values fails anywhere, if that can be known.
 
-
-def untrue(condition: Tensor) -> bool:
-    """Whether a condition on values fails anywhere, where that can be told.
-
-    It can't while a graph is compiled, captured, or mapped by `vmap`, nor on the meta device:
-    values are for eager code to check.
+    It cannot while a graph is compiled or captured, under `vmap`, or on the meta device: only
+    eager code checks values.
     """
     if torch.compiler.is_compiling() or condition.is_meta:
         return False
-    if condition.is_cuda and torch.cuda.is_current_stream_capturing():
+    if condition.is_cuda and torch.cuda.is_current_stream_capturing():  # pragma: no cover - GPU
         return False
-    with suppress(RuntimeError):  # vmap's, which has no one answer
+    with suppress(RuntimeError):  # vmap has no single answer
         return not bool(condition.all())
     return False
 
 
-def listed(values: Tensor) -> str:
-    """The range of some values, as an error message shows it."""
-    low, high = values.detach().min().item(), values.detach().max().item()
-    return f"{low:g}" if low == high or low != low else f"{low:g} to {high:g}"
+# Batches
 
 
-def check_integer(name: str, value: object) -> None:
-    """A whole number."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"Expected `{name}` to be an integer, got {describe(value)}.")
-
-
-def check_size(name: str, value: object, *, least: int = 1) -> None:
-    """A whole number that is not too small."""
-    check_integer(name, value)
-    if cast(int, value) < least:
-        raise ValueError(f"Expected `{name}` of at least {least}, got {value}.")
-
-
-def check_callable(name: str, value: object) -> None:
-    """A function, or a module."""
-    if not callable(value):
-        raise TypeError(f"Expected `{name}` to be callable, got {describe(value)}.")
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """One of a few words."""
-    if value not in choices:
-        raise ValueError(f"Expected `{name}` to be one of {listing(choices)}, got {value!r}.")
-
-
-def check_names(name: str, value: object) -> None:
-    """A sequence of at least one view, each named once."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"Expected `{name}` to be a sequence of views, got {describe(value)}.")
-    if not value:
-        raise ValueError(f"Expected `{name}` to hold at least one view, got none.")
-    if len(set(value)) != len(value):
-        raise ValueError(f"Expected `{name}` to name each view once, got {listing(value)}.")
-
-
-def check_grid(name: str, value: object, views: Sequence[str]) -> None:
-    """A boolean tensor (N, ..., K), its last axis the views."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        raise TypeError(f"Expected `{name}` to be a boolean tensor, got {describe(value)}.")
-    if value.ndim < 2 or value.shape[-1] != len(views):
-        raise ValueError(
-            f"Expected `{name}` of shape (N, {len(views)}), one column for each of "
-            f"{listing(views)}, got {tuple(value.shape)}."
-        )
-
-
-def check_views(name: str, value: object) -> None:
-    """A mapping of at least one view to its logits, (N, ..., C)."""
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"Expected `{name}` to be a mapping of views to logits, got {describe(value)}."
-        )
-    if not value:
-        raise ValueError(f"Expected `{name}` to hold at least one view, got none.")
-    for view, logits in value.items():
-        check_floating(f"{name}[{view!r}]", logits)
-        if logits.ndim < 2:
-            raise ValueError(
-                f"Expected `{name}[{view!r}]` of shape (N, ..., C), got {tuple(logits.shape)}."
-            )
-
-
-def check_mask(
-    name: str, value: object, rows: Sequence[int], *, device: torch.device | None = None
-) -> None:
-    """A boolean tensor whose axes are the first ones, or all, of the rows that it masks."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        raise TypeError(f"Expected `{name}` to be a boolean tensor, got {describe(value)}.")
-    if value.ndim == 0 or tuple(value.shape) != tuple(rows[: value.ndim]):
-        raise ValueError(
-            f"Expected `{name}` of the shape {tuple(rows)}, or of its first axes, "
-            f"got {tuple(value.shape)}."
-        )
-    if device not in (None, value.device):
-        raise ValueError(f"Expected `{name}` on {device}, got {value.device}.")
-
-
-def batches_of(loader: object) -> Iterable[Mapping[str, Any]]:
-    """The batch mappings of any iterable of batches or of `(batch, target)` pairs."""
+def batches_of(name: str, loader: Any) -> Iterable[Mapping[str, Any]]:
+    """Yield the batch mappings of an iterable of batches or of `(batch, target)` pairs."""
     items = [loader] if isinstance(loader, Mapping) else loader
-    if not isinstance(items, Iterable):
-        raise TypeError(f"Expected an iterable of batches, got {describe(loader)}.")
+    check_type(name, items, Iterable, "an iterable of batches")
     for item in items:
         batch = item[0] if isinstance(item, tuple | list) and item else item
         if not isinstance(batch, Mapping):
-            raise TypeError(f"Expected each batch to be a mapping, got {describe(batch)}.")
+            raise TypeError(expected(f"each batch of `{name}` to be a mapping", describe(batch)))
         yield batch

@@ -1,4 +1,4 @@
-"""Buffers that exist only once a module has been fitted to data."""
+"""Buffers that exist only after a module has been fitted to data."""
 
 from __future__ import annotations
 
@@ -8,36 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import listing
+from msdlosses._checks import expected, join_names
 
 PREFIX = "fitted_"
 
 
 class FittedBuffers(nn.Module):
-    """Named buffers whose shapes the data decide; a new module takes them from a state_dict."""
+    """Base class of modules with named buffers whose shapes come from data.
+
+    A new module takes the buffers, and their shapes, from a `state_dict`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        module: Any = self  # torch does not type the next method
+        module.register_load_state_dict_pre_hook(_allocate)
 
     def set_fitted(self, values: Mapping[str, Tensor]) -> None:
+        """Register the values as buffers."""
         for name, value in values.items():
             self.register_buffer(_attribute(name), value)
 
     def get_fitted(self, name: str) -> Tensor:
-        value = self._buffers.get(_attribute(name))
-        if value is None:
-            known = [key.removeprefix(PREFIX) for key in self._buffers if key.startswith(PREFIX)]
-            raise RuntimeError(
-                f"Expected {type(self).__name__} to be fitted for `{name}`, "
-                f"got {listing(known)}: call `fit` first, with all that it needs."
-            )
-        return value
+        """Return a buffer; raise a RuntimeError if the module has not been fitted for it."""
+        fitted = dict(self.named_buffers(recurse=False))
+        if _attribute(name) not in fitted:
+            known = [key.removeprefix(PREFIX) for key in fitted if key.startswith(PREFIX)]
+            what, advice = f"{type(self).__name__} to be fitted for `{name}`", "Call `fit` first."
+            raise RuntimeError(expected(what, join_names(known), advice))
+        return fitted[_attribute(name)]
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for key, value in state_dict.items():
-            if key.startswith(prefix + PREFIX):
-                self.register_buffer(key.removeprefix(prefix), torch.empty_like(value))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+def _allocate(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Register the buffers that a `state_dict` holds, for it to fill."""
+    for key, value in state_dict.items():
+        if key.startswith(prefix + PREFIX):
+            module.register_buffer(key.removeprefix(prefix), torch.empty_like(value))
 
 
 def _attribute(name: str) -> str:
-    return PREFIX + name.replace(".", "/")  # a buffer's name must not hold a dot
+    return PREFIX + name.replace(".", "/")  # the name of a buffer cannot contain a dot

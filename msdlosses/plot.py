@@ -1,7 +1,7 @@
-"""Pictures for a notebook or a log: what models say of each view, and how much a view counts.
+"""Plots for a notebook or a log: predictions on each view, weights, and saliencies.
 
-They need matplotlib, `pip install "msdlosses[plot]"`, and are imported from here alone. Each draws
-into the axes that it is given, or into those of a new figure, and returns them.
+They need matplotlib, ``pip install "msdlosses[plot]"``, and are not imported with the package. Each
+draws into the axes that are passed, or into those of a new figure, and returns them.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msdlosses._checks import (
+    check_classes_exist,
     check_floating,
-    check_indices,
+    check_holds,
     check_integer,
-    check_size,
+    check_mapping,
+    check_that,
+    check_type,
     check_views,
-    describe,
-    listing,
+    expected,
 )
-from msdlosses.functional import FULL
-from msdlosses.functional._rows import widen
+from msdlosses._formulas.logits import upcast
+from msdlosses._views import FULL
 from msdlosses.losses import MSDParts
 
 try:
     from matplotlib import pyplot as plt
     from matplotlib.axes import Axes
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "Expected matplotlib for `msdlosses.plot`, got none: pip install 'msdlosses[plot]'."
-    ) from error
+    what, advice = "matplotlib for `msdlosses.plot`", "pip install 'msdlosses[plot]'"
+    raise ModuleNotFoundError(expected(what, "none", advice)) from error
 
 __all__ = ["plot_saliency", "plot_view_densities", "plot_weights"]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
-"""Okabe and Ito's, told apart by colour-blind readers; grey for black, to show on dark pages."""
-LINES = {"teacher": "-", "student": "--"}
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
+"""The colorblind-safe palette of Okabe and Ito, with gray for black to suit dark pages."""
+LINE_STYLES = {"teacher": "-", "student": "--"}
 
 
 def plot_view_densities(
@@ -51,18 +52,18 @@ def plot_view_densities(
     bins: int = 20,
     ax: Axes | None = None,
 ) -> Axes:
-    """How sure teacher and student are, view by view: the density of a class's probability.
+    """Plot the density of a class's probability, for each view of teacher and student.
 
-    A colour is a view; the teacher's lines are whole, the student's are dashed. A student that
-    was never shown a modality alone has its line far from the teacher's there.
+    Colors are views; the teacher's lines are solid, the student's are dashed. For a modality that
+    the student never saw alone, its line is far from the teacher's.
 
     Args:
-        teacher: its logits by view; the probabilities are those of a softmax.
-        student: its logits by view; None for the teacher alone.
-        target: whose probability: each sample's class; one class for all samples, such as 1 of
-            two; or None for the class that the teacher predicts from the whole input.
-        bins: how many bars [0, 1] is divided into.
-        ax: where to draw; None for a new figure.
+        teacher: logits by view; the probabilities are their softmax.
+        student: logits by view; None plots the teacher only.
+        target: the class: one per sample; one for all samples, such as 1 in binary classification;
+            or None for the class that the teacher predicts on the full view.
+        bins: the number of bins of [0, 1].
+        ax: the axes to draw into; None for a new figure.
 
     Shape:
         Each view: (N, ..., C). ``target``: (N, ...).
@@ -72,12 +73,12 @@ def plot_view_densities(
         names both.
 
     Raises:
-        TypeError: no mapping of views to floating-point logits; a target or ``bins`` of another
-            kind.
-        ValueError: no views or no samples, NaN among the logits, a target of another shape;
-            ``bins`` below 1.
-        IndexError: a target that is no class.
-        KeyError: no target, and the teacher lacks the view ``full``.
+        TypeError: logits are not a mapping from views to floating-point tensors, or ``target`` or
+            ``bins`` has the wrong type.
+        ValueError: there are no views or no samples, logits contain NaN, ``target`` has another
+            shape, or ``bins`` is below 1.
+        IndexError: a target is not a class.
+        KeyError: there is no target, and the teacher lacks the view ``full``.
 
     Example:
         >>> from msdlosses.plot import plot_view_densities
@@ -92,41 +93,41 @@ def plot_view_densities(
     models = {"teacher": teacher} if student is None else {"teacher": teacher, "student": student}
     for model, views in models.items():
         check_views(model, views)
-    check_size("bins", bins)
-    classes = _predicted(teacher) if target is None else target
-    drawn = {
-        (model, view): _density(_chances(f"{model}[{view!r}]", logits, classes), bins)
+    check_integer("bins", bins, least=1)
+    classes = _predicted_classes(teacher) if target is None else target
+    densities = {
+        (model, view): _density(_probabilities(f"{model}[{view!r}]", logits, classes), bins)
         for model, views in models.items()
         for view, logits in views.items()
     }
-    ax, colours = _axes(ax), _colours(view for _, view in drawn)
-    for (model, view), density in drawn.items():
+    ax, colors = _axes(ax), _colors(view for _, view in densities)
+    for (model, view), density in densities.items():
         label, edges = f"{model}: {view}", np.linspace(0, 1, bins + 1)
-        ax.stairs(density, edges, label=label, color=colours[view], ls=LINES[model], lw=1.8)
-    ax.set(xlabel=f"probability of {_name(target)}", ylabel="density", xlim=(0, 1))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines
+        ax.stairs(density, edges, label=label, color=colors[view], ls=LINE_STYLES[model], lw=1.8)
+    ax.set(xlabel=f"probability of {_name_of(target)}", ylabel="density", xlim=(0, 1))
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # next to the lines
     return ax
 
 
 def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
-    """How much each view counts: the weights of a batch, a box for each view.
+    """Plot the weights of a batch as one box per view.
 
-    The box holds the middle half of the samples, its line is the median and the diamond the mean;
-    whiskers reach from the 5th to the 95th percentile. An entry whose weight and term are both 0
-    is one that does not count, and is left out.
+    The box is the interquartile range, with the median as a line and the mean as a diamond. The
+    whiskers are the 5th and 95th percentiles. Entries that are not valid, whose weight and term
+    are both 0, are left out.
 
     Args:
-        parts: what `MSDLoss.parts` returns, of a batch or of all data at once.
-        ax: where to draw; None for a new figure.
+        parts: what `MSDLoss.parts` returns, for a batch or for all data at once.
+        ax: the axes to draw into; None for a new figure.
 
     Shape:
-        Its weights and terms: (N, K).
+        The weights and terms of ``parts``: (N, K).
 
     Returns:
         The axes, with the views as ticks of the x axis.
 
     Raises:
-        TypeError: ``parts`` is no `MSDParts`.
+        TypeError: ``parts`` is not an `MSDParts`.
 
     Example:
         >>> from msdlosses.plot import plot_weights
@@ -138,15 +139,12 @@ def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
 
     Source: [ours].
     """
-    if not isinstance(parts, MSDParts):
-        raise TypeError(
-            f"Expected `parts` to be the MSDParts of `MSDLoss.parts`, got {describe(parts)}."
-        )
-    counts = (parts.weights != 0) | (parts.terms != 0)
+    check_type("parts", parts, MSDParts, "the MSDParts of `MSDLoss.parts`")
+    valid = (parts.weights != 0) | (parts.terms != 0)
     weights = parts.weights.detach().double()
-    columns = [weights[counts[:, k], k].cpu().numpy() for k in range(len(parts.names))]
+    columns = [weights[valid[:, k], k].cpu().numpy() for k in range(len(parts.names))]
     ax = _axes(ax)
-    drawn = ax.boxplot(
+    artists = ax.boxplot(
         columns,
         tick_labels=parts.names,
         whis=(5, 95),
@@ -154,35 +152,36 @@ def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
         showmeans=True,
         meanprops={"marker": "D", "markerfacecolor": "none"},
     )
-    for k, colour in enumerate(_colours(parts.names).values()):
-        ends = [line for kind in ("whiskers", "caps") for line in drawn[kind][2 * k : 2 * k + 2]]
-        for line in (*ends, *(drawn[kind][k] for kind in ("boxes", "medians", "means"))):
-            line.set(color=colour, markeredgecolor=colour)
+    for k, color in enumerate(_colors(parts.names).values()):
+        pairs = [line for kind in ("whiskers", "caps") for line in artists[kind][2 * k : 2 * k + 2]]
+        for line in (*pairs, *(artists[kind][k] for kind in ("boxes", "medians", "means"))):
+            line.set(color=color, markeredgecolor=color)
     ax.set_ylabel("weight")
     ax.set_ylim(bottom=0)
     return ax
 
 
 def plot_saliency(saliency: Mapping[str, Tensor], *, ax: Axes | None = None) -> Axes:
-    """How much each modality matters to the teacher: the share of samples up to each saliency.
+    """Plot the cumulative distribution of saliencies, one curve per modality.
 
-    A curve that rises at once is that of a modality which the teacher hardly needs; one that
-    rises late, of a modality without which its predictions are others.
+    The curve of a modality that the teacher hardly needs rises immediately. It rises late for a
+    modality without which the predictions change.
 
     Args:
-        saliency: modality -> saliencies, what `modality_saliency` returns. What is infinite lies
-            beyond the end of its curve.
-        ax: where to draw; None for a new figure.
+        saliency: modality -> saliencies, as returned by `modality_saliency`. Infinite values lie
+            beyond the end of the curve.
+        ax: the axes to draw into; None for a new figure.
 
     Shape:
         Each modality: (N, ...).
 
     Returns:
-        The axes, with one line for each modality.
+        The axes, with one line per modality.
 
     Raises:
-        TypeError: no mapping of modalities to floating-point tensors.
-        ValueError: no modalities or no samples; NaN; the logits of views, not saliencies.
+        TypeError: ``saliency`` is not a mapping from modalities to floating-point tensors.
+        ValueError: there are no modalities or no samples, values are NaN, or ``saliency`` holds
+            the logits of views instead.
 
     Example:
         >>> from msdlosses.plot import plot_saliency
@@ -195,72 +194,61 @@ def plot_saliency(saliency: Mapping[str, Tensor], *, ax: Axes | None = None) -> 
     """
     _check_saliency(saliency)
     ax = _axes(ax)
-    for modality, colour in _colours(saliency).items():
+    for modality, color in _colors(saliency).items():
         values = saliency[modality].detach().double().flatten().sort().values.cpu()
         finite = values[values.isfinite()]
         x, y = F.pad(finite, (1, 0)), torch.arange(len(finite) + 1) / len(values)
-        ax.step(x.numpy(), y.numpy(), where="post", label=modality, color=colour, lw=1.8)
-    ax.set(xlabel="saliency", ylabel="share of samples up to it", xlim=(0, None), ylim=(0, 1.02))
+        ax.step(x.numpy(), y.numpy(), where="post", label=modality, color=color, lw=1.8)
+    ax.set(xlabel="saliency", ylabel="share of samples", xlim=(0, None), ylim=(0, 1.02))
     ax.legend(frameon=False)
     return ax
 
 
 def _axes(ax: Axes | None) -> Axes:
-    if ax is not None and not isinstance(ax, Axes):
-        raise TypeError(f"Expected `ax` to be the axes of a figure, got {describe(ax)}.")
+    check_type("ax", ax, (Axes, type(None)), "the axes of a figure")
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
-def _colours(names: Iterable[str]) -> dict[str, str]:
-    return dict(zip(dict.fromkeys(names), cycle(COLOURS), strict=False))
+def _colors(names: Iterable[str]) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(names), cycle(COLORS), strict=False))
 
 
-def _predicted(teacher: Mapping[str, Tensor]) -> Tensor:
-    if FULL not in teacher:
-        raise KeyError(f"Expected `teacher` to hold the view `{FULL}`, got {listing(teacher)}.")
+def _predicted_classes(teacher: Mapping[str, Tensor]) -> Tensor:
+    check_holds("teacher", teacher, FULL)
     return teacher[FULL].argmax(-1)
 
 
-def _chances(name: str, logits: Tensor, target: Tensor | int) -> Tensor:
-    """The probability of the target, one for each row."""
+def _probabilities(name: str, logits: Tensor, target: Tensor | int) -> Tensor:
+    """Return the probability of the target for each sample."""
     if not isinstance(target, Tensor):
         check_integer("target", target)
         target = torch.full(logits.shape[:-1], target, device=logits.device)
-    check_indices("target", target, logits.shape[:-1], logits.shape[-1], device=logits.device)
-    probabilities = widen(logits.detach()).softmax(-1)
-    chances = probabilities.gather(-1, target.long().unsqueeze(-1)).flatten()
-    if not len(chances) or chances.isnan().any():
-        what = "NaN" if len(chances) else "none"
-        raise ValueError(f"Expected `{name}` to hold samples without NaN, got {what}.")
-    return chances.cpu()
+    check_classes_exist("target", target, logits)
+    softmax = upcast(logits.detach()).softmax(-1)
+    probabilities = softmax.gather(-1, target.long().unsqueeze(-1)).flatten()
+    _check_samples(name, probabilities)
+    return probabilities.cpu()
 
 
-def _density(chances: Tensor, bins: int) -> Any:
-    return np.histogram(chances.numpy(), bins, range=(0, 1), density=True)[0]
+def _density(probabilities: Tensor, bins: int) -> Any:
+    return np.histogram(probabilities.numpy(), bins, range=(0, 1), density=True)[0]
 
 
-def _name(target: Tensor | int | None) -> str:
+def _name_of(target: Tensor | int | None) -> str:
     if isinstance(target, Tensor):
-        return "the right class"
-    return "the class that the teacher predicts" if target is None else f"class {target}"
+        return "the target class"
+    return "the teacher's prediction" if target is None else f"class {target}"
 
 
 def _check_saliency(saliency: Mapping[str, Tensor]) -> None:
-    if not isinstance(saliency, Mapping):
-        raise TypeError(
-            f"Expected `saliency` to map modalities to saliencies, got {describe(saliency)}."
-        )
-    if not saliency:
-        raise ValueError("Expected `saliency` to hold at least one modality, got none.")
-    if FULL in saliency:
-        raise ValueError(
-            f"Expected `saliency` of modalities, got the view `{FULL}`: hand over what "
-            "`modality_saliency` makes of the logits."
-        )
+    check_mapping("saliency", saliency, "modalities to saliencies")
+    advice = "Call `modality_saliency` on the logits first."
+    check_that("`saliency` by modality", FULL not in saliency, f"the view `{FULL}`", advice)
     for modality, values in saliency.items():
         check_floating(f"saliency[{modality!r}]", values)
-        if not values.numel() or values.isnan().any():
-            what = "NaN" if values.numel() else "none"
-            raise ValueError(
-                f"Expected `saliency[{modality!r}]` to hold samples without NaN, got {what}."
-            )
+        _check_samples(f"saliency[{modality!r}]", values)
+
+
+def _check_samples(name: str, values: Tensor) -> None:
+    check_that(f"`{name}` to hold samples", values.numel())
+    check_that(f"`{name}` without NaN", not values.isnan().any(), "some")

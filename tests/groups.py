@@ -1,4 +1,4 @@
-"""Process groups of tests."""
+"""Run a function in a process group of two."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.multiprocessing import spawn
 
 
 def in_two(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `work` of its rank gives in each of two processes, in float64."""
+    """Call `work(rank)` in each of two processes, in float64, and return both results."""
     spawn(_process, (work, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def _process(rank: int, work: Callable[[int], Any], folder: str) -> None:
     torch.set_num_threads(1)
-    # Of no size, so that it stays: two processes that end at once may both remove the file.
+    # Without a world size the store keeps its file, which both processes might delete at once.
     store = distributed.FileStore(f"{folder}/store")
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     with float64():
@@ -31,7 +31,7 @@ def _process(rank: int, work: Callable[[int], Any], folder: str) -> None:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """The type that tensors are made in."""
+    """Make float64 the default dtype."""
     torch.set_default_dtype(torch.float64)
     try:
         yield
@@ -40,10 +40,10 @@ def float64() -> Iterator[None]:
 
 
 def leave() -> NoReturn:
-    """End a process of a group, and all is well.
+    """End this process of a group with success.
 
-    A model in DistributedDataParallel keeps the threads of Gloo's group, and one of them that is
-    still at work when Python ends aborts it.
+    DistributedDataParallel keeps Gloo threads alive. A thread that still runs when Python exits
+    would abort the process, so this skips Python's cleanup.
     """
     distributed.destroy_process_group()
     os._exit(0)

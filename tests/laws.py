@@ -1,6 +1,7 @@
-"""What every loss between a student and a teacher obeys, as shared assertions over a case.
+"""Laws of losses between a student and a teacher, and the losses that they are tested with.
 
-A new loss joins by a line in `LOSSES`; what it does not claim is a flag of its `LossCase`.
+To test a new loss, add a `LossCase` to `LOSSES`. If it does not satisfy a law, set a flag of the
+case.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from mpmath import exp, fsum, inf, log, mpf, sqrt, workdps
-from scipy.spatial.distance import cdist
+from oracles import (
+    Batch,
+    binary_kl,
+    correlations,
+    decoupled_kl,
+    each,
+    jensen_shannon,
+    relations,
+    reverse_kl,
+    similarities,
+    softmax_kl,
+    squared_distance,
+    standardized_kl,
+)
 from strategies import FINITE, SMOOTH
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -38,214 +50,54 @@ from msdlosses import (
 from msdlosses import functional as F
 
 NAN = float("nan")
-DIGITS = 60
-
-Row = Sequence[float]
-Rows = Sequence[Row]
 
 
 @dataclass(frozen=True)
 class LossCase:
-    """A loss and what it claims."""
+    """A loss, its oracle, and the laws that it satisfies."""
 
     name: str
     make: Callable[..., DistillationLoss]
-    """Takes `reduction`."""
+    """Takes options of every loss, such as `reduction`."""
     function: Callable[[Tensor, Tensor], Tensor] | None = None
-    """The same rows as a function."""
-    oracle: Callable[[Rows, Rows], Sequence[float]] | None = None
-    """The rows of a batch, by code that shares nothing with the library's."""
+    """The function of the same loss, which returns one value per sample."""
+    oracle: Callable[[Batch, Batch], Sequence[float]] | None = None
+    """The value of each sample, by code that shares nothing with the library."""
     oracle_kinds: tuple[str, ...] = tuple(FINITE)
-    """The logits for which the formula itself has 10 digits in float64."""
+    """The kinds of logits for which the formula itself has 10 digits in float64."""
     divergence: bool = True
     """Never negative, and 0 with zero gradient where student and teacher agree."""
     shift_invariant: bool = True
-    """To a constant that is added to all logits of a row."""
+    """A constant added to all logits of a sample does not change the loss."""
     permutation_invariant: bool = True
-    """To the order of the classes."""
-    rows_independent: bool = True
-    """A sample's row does not depend on the other samples: not so for relational losses."""
+    """The order of the classes does not matter."""
+    samples_independent: bool = True
+    """The value of a sample does not depend on other samples. False for relational losses."""
     missing: tuple[str, ...] = ("one_hot", "missing")
-    """The logits with -inf for which it is finite: in both, a class that does not exist."""
+    """The kinds of logits with -inf for which it is finite."""
     bounded_gradient: bool = True
-    """It does not grow with the logits, so that at +-6e4 it has a place in half precision."""
+    """The gradient does not grow with the logits, so float16 can hold it for logits of 6e4."""
     smooth: tuple[str, ...] = tuple(SMOOTH)
-    """The logits at which it can be differentiated twice."""
+    """The kinds of logits at which it is twice differentiable."""
 
     def __str__(self) -> str:
         return self.name
 
 
-# --- oracles, in 60 digits or in NumPy
-
-
-def each(oracle: Callable[..., float], **options: float) -> Callable[[Rows, Rows], list[float]]:
-    """An oracle of one row, for every row of a batch."""
-
-    def rows(student: Rows, teacher: Rows) -> list[float]:
-        with workdps(DIGITS):
-            pairs = zip(student, teacher, strict=True)
-            return [float(oracle(s, t, **options)) for s, t in pairs]
-
-    return rows
-
-
-def softmax(row: Sequence[mpf], temperature: float = 1.0) -> list[mpf]:
-    powers = [exp(mpf(x) / mpf(temperature)) for x in row]
-    return [x / fsum(powers) for x in powers]
-
-
-def relative_entropy(p: Sequence[mpf], q: Sequence[mpf]) -> mpf:
-    return fsum(_relative_entropy(a, b) for a, b in zip(p, q, strict=True))
-
-
-def _relative_entropy(p: mpf, q: mpf) -> mpf:
-    if p == 0:
-        return mpf(0)
-    return p * log(p / q) if q else inf
-
-
-def mixture(p: Sequence[mpf], q: Sequence[mpf], share: float) -> list[mpf]:
-    return [mpf(share) * a + (1 - mpf(share)) * b for a, b in zip(p, q, strict=True)]
-
-
-def softmax_kl(student: Row, teacher: Row, *, temperature: float, skew: float = 0.0) -> mpf:
-    p, q = softmax(teacher, temperature), softmax(student, temperature)
-    return mpf(temperature) ** 2 * relative_entropy(p, mixture(p, q, skew))
-
-
-def reverse_kl(student: Row, teacher: Row, *, temperature: float, skew: float = 0.0) -> mpf:
-    return softmax_kl(teacher, student, temperature=temperature, skew=skew)
-
-
-def standardized_kl(student: Row, teacher: Row, *, temperature: float) -> mpf:
-    return softmax_kl(standardized(student), standardized(teacher), temperature=temperature)
-
-
-def standardized(row: Row) -> list[mpf]:
-    there = [mpf(x) for x in row if x > -inf]
-    mean = fsum(there) / len(there)
-    deviation = sqrt(fsum((x - mean) ** 2 for x in there) / len(there))
-    return [(mpf(x) - mean) / max(deviation, mpf("0.01")) for x in row]
-
-
-def jensen_shannon(student: Row, teacher: Row, *, beta: float, temperature: float) -> mpf:
-    p, q = softmax(teacher, temperature), softmax(student, temperature)
-    m = mixture(p, q, beta)
-    parts = mpf(beta) * relative_entropy(p, m), (1 - mpf(beta)) * relative_entropy(q, m)
-    return mpf(temperature) ** 2 * fsum(parts)
-
-
-def binary_kl(student: Row, teacher: Row, *, temperature: float) -> mpf:
-    tau = mpf(temperature)
-    p, q = (
-        [1 / (1 + exp(-sign * mpf(x) / tau)) for x in row for sign in (1, -1)]
-        for row in (teacher, student)
-    )
-    return tau**2 * relative_entropy(p, q)
-
-
-def decoupled_kl(
-    student: Row, teacher: Row, *, temperature: float, alpha: float, beta: float
-) -> mpf:
-    target = max(range(len(student)), key=lambda c: teacher[c] + 1e-7 * student[c])
-    p, q = softmax(teacher, temperature), softmax(student, temperature)
-    others = [c for c in range(len(student)) if c != target]
-    rest = [fsum(row[c] for c in others) for row in (p, q)]
-    of_target = relative_entropy([p[target], rest[0]], [q[target], rest[1]])
-    of_others = mpf(0)
-    if all(rest):
-        parts = ([row[c] / total for c in others] for row, total in zip((p, q), rest, strict=True))
-        of_others = relative_entropy(*parts)
-    return mpf(temperature) ** 2 * (alpha * of_target + beta * of_others)
-
-
-def squared_distance(student: Row, teacher: Row, *, factor: float) -> mpf:
-    there = [(s, t) for s, t in zip(student, teacher, strict=True) if not s == t == -inf]
-    return factor * fsum((mpf(s) - mpf(t)) ** 2 for s, t in there)
-
-
-def correlations(student: Rows, teacher: Rows, *, temperature: float) -> list[float]:
-    """1 - Pearson's rho; half the squared length of what is left where one has no direction."""
-    with workdps(DIGITS):
-        p, q = ([softmax(row, temperature) for row in rows] for rows in (teacher, student))
-        share = mpf(len(p)) / max(len(p[0]) if p else 1, 1)
-        inter = [halves(q[n], p[n]) for n in range(len(p))]
-        across = ([*zip(*rows, strict=True)] for rows in (q, p))
-        intra = [halves(*sides) for sides in zip(*across, strict=True)]
-        tau = mpf(temperature) ** 2
-        return [
-            float(tau * (fsum(inter[n]) + share * fsum(column[n] for column in intra)))
-            for n in range(len(p))
-        ]
-
-
-def halves(student: Row, teacher: Row) -> list[mpf]:
-    a, b = direction(student), direction(teacher)
-    return [(x - y) ** 2 / 2 for x, y in zip(a, b, strict=True)]
-
-
-def direction(row: Row) -> list[mpf]:
-    mean = fsum(row) / len(row)
-    length = sqrt(fsum((x - mean) ** 2 for x in row))
-    size = sqrt(fsum(x**2 for x in row))
-    constant = length <= max(16 * 2.3e-16 * size, mpf("1e-76"))
-    return [mpf(0) if constant else (x - mean) / length for x in row]
-
-
-def relations(student: Rows, teacher: Rows, *, distance: float, angle: float) -> list[float]:
-    q, p = (np.array(rows, dtype=np.longdouble) for rows in (student, teacher))
-    count, total = len(q), np.zeros(len(q))
-    if count > 1:
-        apart = huber(relative_distances(q) - relative_distances(p))
-        total += distance * (apart.sum(1) - np.diag(apart)) / (count - 1)
-    if count > 2:
-        for n in range(count):
-            apart = huber(cosines_at(q, n) - cosines_at(p, n))
-            total[n] += angle * (apart.sum() - np.trace(apart)) / ((count - 1) * (count - 2))
-    return total.tolist()
-
-
-def huber(x: np.ndarray) -> np.ndarray:
-    return np.where(abs(x) < 1, x**2 / 2, abs(x) - 0.5)
-
-
-def relative_distances(x: np.ndarray) -> np.ndarray:
-    apart = cdist(x.astype(float), x.astype(float))
-    apart[apart <= 16 * 2.3e-16 * abs(x).max()] = 0
-    mean = apart.sum() / (len(x) * (len(x) - 1))
-    return apart / mean if mean else apart
-
-
-def cosines_at(x: np.ndarray, n: int) -> np.ndarray:
-    """Between the directions from sample n to all others."""
-    edges = np.delete(x - x[n], n, 0)
-    lengths = np.linalg.norm(edges.astype(float), axis=1)
-    some = lengths > 16 * 2.3e-16 * abs(x).max()
-    units = np.where(some[:, None], edges / np.where(some, lengths, 1)[:, None], 0)
-    return units @ units.T
-
-
-def similarities(student: Rows, teacher: Rows) -> list[float]:
-    if not len(student):
-        return []
-    q, p = (np.array(rows, dtype=np.longdouble) for rows in (student, teacher))
-    unit = [g / np.sqrt((g**2).sum(1, keepdims=True)) for g in (q @ q.T, p @ p.T)]
-    return ((unit[0] - unit[1]) ** 2).mean(1).tolist()
-
-
-# --- the losses
+# Losses
 
 
 def pick_target(student: Tensor, teacher: Tensor, dim: int = -1) -> Tensor:
-    """A class that follows the logits when their order changes."""
+    """Pick a target class that moves with the logits when the classes are permuted."""
     return (teacher.double() + 1e-7 * student.detach().double()).argmax(dim)
 
 
 class AimedDKDLoss(DKDLoss):
-    """DKD of which the target follows from the logits, for laws that know no target."""
+    """DKD with a target picked from the logits, for laws that pass no target."""
 
-    def rows(
+    needs_target = False
+
+    def per_sample(
         self,
         student: Tensor,
         teacher: Tensor,
@@ -254,7 +106,7 @@ class AimedDKDLoss(DKDLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         target = pick_target(student, teacher, self.dim)
-        return super().rows(student, teacher, target, valid=valid)
+        return super().per_sample(student, teacher, target, valid=valid)
 
 
 def aimed_dkd(student: Tensor, teacher: Tensor, **options: float) -> Tensor:
@@ -274,7 +126,7 @@ def _kd(temperature: float, **options: float) -> LossCase:
 def _standardized_kd(temperature: float) -> LossCase:
     options = {"temperature": temperature}
     return LossCase(
-        f"kd of standardised logits, tau {temperature:g}",
+        f"kd of standardized logits, tau {temperature:g}",
         partial(KDLoss, standardize=True, **options),
         partial(F.kl_divergence, standardize=True, **options),
         each(standardized_kl, **options),
@@ -326,7 +178,7 @@ def _dkd(temperature: float, alpha: float, beta: float) -> LossCase:
         partial(AimedDKDLoss, **options),
         partial(aimed_dkd, **options),
         each(decoupled_kl, **options),
-        smooth=("ordinary", "near"),  # in a tie the target itself would jump
+        smooth=("ordinary", "near"),  # at a tie the target would jump
     )
 
 
@@ -337,38 +189,38 @@ def _dist(temperature: float) -> LossCase:
         partial(DISTLoss, **options),
         partial(F.dist_loss, **options),
         partial(correlations, **options),
-        oracle_kinds=("ordinary", "near", "identical"),  # 1 - p loses digits where p is sure
-        rows_independent=False,
+        oracle_kinds=("ordinary", "near", "identical"),  # 1 - p loses digits where p is near 1
+        samples_independent=False,
         smooth=("ordinary", "near"),
     )
 
 
-def _features(name: str, loss: Callable[..., DistillationLoss], **claims: Any) -> LossCase:
-    return LossCase(name, loss, missing=claims.pop("missing", ()), shift_invariant=False, **claims)
+def _vector_loss(name: str, make: Callable[..., DistillationLoss], **claims: Any) -> LossCase:
+    return LossCase(name, make, **{"missing": (), "shift_invariant": False, **claims})
 
 
 FEATURE_LOSSES = [
-    _features(
+    _vector_loss(
         "hint",
         HintLoss,
         function=F.hint_loss,
         oracle=each(squared_distance, factor=0.5),
         bounded_gradient=False,
     ),
-    _features(
+    _vector_loss(
         "rkd",
         RKDLoss,
         function=F.rkd_loss,
         oracle=partial(relations, distance=1.0, angle=2.0),
-        rows_independent=False,
+        samples_independent=False,
         smooth=("ordinary", "near"),
     ),
-    _features(
+    _vector_loss(
         "sp",
         SPLoss,
         function=F.sp_loss,
         oracle=similarities,
-        rows_independent=False,
+        samples_independent=False,
     ),
 ]
 
@@ -391,7 +243,7 @@ LOSSES = [
     _dkd(4.0, 0.0, 1.0),
     _dist(1.0),
     _dist(4.0),
-    _features(
+    _vector_loss(
         "logit mse",
         LogitMSELoss,
         function=F.logit_mse_loss,
@@ -403,10 +255,13 @@ LOSSES = [
 ]
 
 
+# Laws
+
+
 def value_and_gradient(
     loss: Callable[..., Tensor], student: Tensor, teacher: Tensor, **options: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss, summed if it is unreduced, and its gradient for the student."""
+    """Return the loss, and the gradient of its sum for the student."""
     student = student.detach().clone().requires_grad_()
     value = loss(student, teacher, **options)
     (gradient,) = torch.autograd.grad(value.sum(), student)
@@ -420,82 +275,83 @@ def zero_at_equality(case: LossCase, logits: Tensor) -> None:
 
 
 def never_negative(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    assert (case.make().rows(student, teacher) >= -1e-7).all()
+    assert (case.make().per_sample(student, teacher) >= -1e-7).all()
 
 
-def near_equal_rows_are_not_negative(case: LossCase, classes: int) -> None:
-    """100,000 of them, for relational losses in batches of 8."""
+def not_negative_near_equality(case: LossCase, classes: int) -> None:
+    """Test 100,000 samples, in batches of 8 for relational losses."""
     teacher = torch.randn(12_500, 8, classes)
-    apart = 10 ** torch.empty(*teacher.shape[:-1], 1).uniform_(-7, -1)
-    student = teacher + apart * torch.randn_like(teacher)
-    assert (torch.func.vmap(case.make().rows)(student, teacher) >= -1e-7).all()
+    distance = 10 ** torch.empty(*teacher.shape[:-1], 1).uniform_(-7, -1)
+    student = teacher + distance * torch.randn_like(teacher)
+    assert (torch.func.vmap(case.make().per_sample)(student, teacher) >= -1e-7).all()
 
 
 def shift_invariant(case: LossCase, student: Tensor, teacher: Tensor, rng: torch.Generator) -> None:
     shifts = 1e3 * torch.randn((2, *student.shape[:-1], 1), generator=rng, dtype=student.dtype)
-    rows = case.make().rows
-    assert_close(
-        rows(student + shifts[0], teacher + shifts[1]), rows(student, teacher), rtol=0, atol=1e-9
-    )
+    per_sample = case.make().per_sample
+    shifted = per_sample(student + shifts[0], teacher + shifts[1])
+    assert_close(shifted, per_sample(student, teacher), rtol=0, atol=1e-9)
 
 
 def permutation_invariant(
     case: LossCase, student: Tensor, teacher: Tensor, rng: torch.Generator
 ) -> None:
     order = torch.randperm(student.shape[-1], generator=rng)
-    rows = case.make().rows
-    assert_close(rows(student[..., order], teacher[..., order]), rows(student, teacher))
+    per_sample = case.make().per_sample
+    permuted = per_sample(student[..., order], teacher[..., order])
+    assert_close(permuted, per_sample(student, teacher))
 
 
-def rows_independent(case: LossCase, student: Tensor, teacher: Tensor, others: Tensor) -> None:
-    rows = case.make().rows
-    spoilt = [logits.masked_fill(_last(others), NAN) for logits in (student, teacher)]
-    assert_close(rows(*spoilt)[~others], rows(student, teacher)[~others])
+def samples_independent(case: LossCase, student: Tensor, teacher: Tensor, others: Tensor) -> None:
+    per_sample = case.make().per_sample
+    corrupted = [logits.masked_fill(others.unsqueeze(-1), NAN) for logits in (student, teacher)]
+    assert_close(per_sample(*corrupted)[~others], per_sample(student, teacher)[~others])
 
 
-def batch_permutation_permutes_rows(
+def permuted_batch_permutes_values(
     case: LossCase, student: Tensor, teacher: Tensor, rng: torch.Generator
 ) -> None:
     order = torch.randperm(len(student), generator=rng)
-    rows = case.make().rows
-    assert_close(rows(student[order], teacher[order]), rows(student, teacher)[order])
+    per_sample = case.make().per_sample
+    assert_close(per_sample(student[order], teacher[order]), per_sample(student, teacher)[order])
 
 
 def positions_are_samples(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    rows = case.make().rows
-    flat = rows(student.flatten(0, -2), teacher.flatten(0, -2))
-    assert_close(rows(student, teacher), flat.reshape(student.shape[:-1]))
+    per_sample = case.make().per_sample
+    flat = per_sample(student.flatten(0, -2), teacher.flatten(0, -2))
+    assert_close(per_sample(student, teacher), flat.reshape(student.shape[:-1]))
 
 
-def invalid_is_left_out(
+def invalid_logits_do_not_matter(
     case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor, fill: float
 ) -> None:
-    """Whatever the logits of what is invalid: the same value and gradient, there 0."""
-    spoilt = [logits.masked_fill(~_last(valid), fill) for logits in (student, teacher)]
+    """The value and gradient are those of the valid samples. Invalid ones get 0."""
+    corrupted = [logits.masked_fill(~valid.unsqueeze(-1), fill) for logits in (student, teacher)]
     for reduction in ("mean", "sum"):
         loss = case.make(reduction=reduction)
-        value, gradient = value_and_gradient(loss, *spoilt, valid=valid)
+        value, gradient = value_and_gradient(loss, *corrupted, valid=valid)
         expected, expected_gradient = value_and_gradient(loss, student[valid], teacher[valid])
         assert_close(value, expected)
         assert_close(gradient[valid], expected_gradient)
         assert torch.equal(gradient[~valid], torch.zeros_like(gradient[~valid]))
-    rows = case.make(reduction="none")(*spoilt, valid=valid)
-    assert torch.equal(rows[~valid], torch.zeros_like(rows[~valid]))
+    values = case.make(reduction="none")(*corrupted, valid=valid)
+    assert torch.equal(values[~valid], torch.zeros_like(values[~valid]))
 
 
 def sum_is_count_times_mean(
     case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor
 ) -> None:
-    mean, total, rows = (case.make(reduction=name) for name in ("mean", "sum", "none"))
+    mean, total, unreduced = (case.make(reduction=name) for name in ("mean", "sum", "none"))
     for options, count in (({}, valid.numel()), ({"valid": valid}, int(valid.sum()))):
         expected = total(student, teacher, **options)
         assert_close(mean(student, teacher, **options) * count, expected)
-        assert_close(rows(student, teacher, **options).sum(), expected)
+        assert_close(unreduced(student, teacher, **options).sum(), expected)
 
 
-def nothing_valid_is_a_joined_zero(
+def zero_without_valid_samples(
     case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor | None
 ) -> None:
+    """The loss is a 0 that is connected to the student's graph, with zero gradient."""
     for reduction in ("mean", "sum"):
         student = student.detach().requires_grad_()
         value = case.make(reduction=reduction)(student, teacher, valid=valid)
@@ -507,37 +363,37 @@ def nothing_valid_is_a_joined_zero(
 
 def agrees_with_oracle(case: LossCase, student: Tensor, teacher: Tensor) -> None:
     assert case.oracle is not None
-    expected = case.oracle(*(x.flatten(0, -2).tolist() for x in (student, teacher)))
-    rows = case.make().rows(student, teacher)
-    # Near 0 a row is a difference of numbers of size 1, and has their absolute accuracy.
-    wanted = torch.tensor(expected, dtype=torch.float64).reshape(rows.shape)
-    assert_close(rows, wanted, rtol=1e-10, atol=1e-13)
+    expected = case.oracle(*(logits.flatten(0, -2).tolist() for logits in (student, teacher)))
+    values = case.make().per_sample(student, teacher)
+    # A value near 0 is a difference of numbers near 1, so only its absolute error is small.
+    expected_values = torch.tensor(expected, dtype=torch.float64).reshape(values.shape)
+    assert_close(values, expected_values, rtol=1e-10, atol=1e-13)
 
 
-def half_is_computed_in_float32(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    rows = case.make().rows
-    value = rows(student, teacher)
-    assert value.dtype == torch.float32
-    assert torch.equal(value, rows(student.float(), teacher.float()))
+def half_precision_is_computed_in_float32(case: LossCase, student: Tensor, teacher: Tensor) -> None:
+    per_sample = case.make().per_sample
+    values = per_sample(student, teacher)
+    assert values.dtype == torch.float32
+    assert torch.equal(values, per_sample(student.float(), teacher.float()))
 
 
 def finite(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    """The value and its first two derivatives."""
+    """The values and their first two derivatives are finite."""
     student = student.requires_grad_()
-    value = case.make(reduction="none")(student, teacher)
-    (slope,) = torch.autograd.grad(value.sum(), student, create_graph=True)
-    (bend,) = torch.autograd.grad(slope.sum(), student)
-    assert all(result.isfinite().all() for result in (value, slope, bend))
+    values = case.make(reduction="none")(student, teacher)
+    (first,) = torch.autograd.grad(values.sum(), student, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), student)
+    assert all(result.isfinite().all() for result in (values, first, second))
 
 
-def missing_classes_count_nothing(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    """-inf in both is the same as a row without these classes."""
-    rows = case.make(reduction="none")
-    value, gradient = value_and_gradient(rows, student, teacher)
+def missing_classes_do_not_matter(case: LossCase, student: Tensor, teacher: Tensor) -> None:
+    """Logits of -inf in both student and teacher are the same as removed classes."""
+    loss = case.make(reduction="none")
+    values, gradient = value_and_gradient(loss, student, teacher)
     for n, exists in enumerate(teacher.isfinite()):
-        kept = [logits[n, exists].unsqueeze(0) for logits in (student, teacher)]
-        expected, expected_gradient = value_and_gradient(rows, *kept)
-        assert_close(value[n : n + 1], expected)
+        remaining = [logits[n, exists].unsqueeze(0) for logits in (student, teacher)]
+        expected, expected_gradient = value_and_gradient(loss, *remaining)
+        assert_close(values[n : n + 1], expected)
         assert_close(gradient[n : n + 1, exists], expected_gradient)
         assert torch.equal(gradient[n, ~exists], torch.zeros_like(gradient[n, ~exists]))
 
@@ -554,42 +410,41 @@ def teacher_gets_no_gradient(case: LossCase, student: Tensor, teacher: Tensor) -
 
 def module_equals_function(case: LossCase, student: Tensor, teacher: Tensor) -> None:
     assert case.function is not None
-    rows = case.function(student, teacher)
-    assert torch.equal(case.make(reduction="none")(student, teacher), rows)
-    assert torch.equal(case.make(reduction="sum")(student, teacher), rows.sum())
+    values = case.function(student, teacher)
+    assert torch.equal(case.make(reduction="none")(student, teacher), values)
+    assert torch.equal(case.make(reduction="sum")(student, teacher), values.sum())
 
 
-def derivatives_are_right(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    """By differences: first and second order, backward and forward mode, one and many."""
+def derivatives_match_finite_differences(case: LossCase, student: Tensor, teacher: Tensor) -> None:
+    """Test first and second order, backward and forward mode, and batches of gradients."""
     student = student.requires_grad_()
     loss = case.make(reduction="none")
-    every_way = {"check_forward_ad": True, "check_batched_grad": True}
-    assert gradcheck(loss, (student, teacher), **every_way)
+    assert gradcheck(loss, (student, teacher), check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(loss, (student, teacher))
 
 
-def forward_mode_equals_backward(
+def forward_mode_equals_backward_mode(
     case: LossCase, student: Tensor, teacher: Tensor, tangent: Tensor
 ) -> None:
     loss = case.make()
     value, gradient = value_and_gradient(loss, student, teacher)
-    primal, slope = torch.func.jvp(lambda s: loss(s, teacher), (student,), (tangent,))
+    primal, derivative = torch.func.jvp(lambda s: loss(s, teacher), (student,), (tangent,))
     assert_close(primal, value)
-    parts = gradient * tangent
-    # Both are sums in which large parts may cancel.
+    products = gradient * tangent
+    # Both are sums in which large summands may cancel.
     rounding = 1e-5 if student.dtype == torch.float32 else 1e-12
-    size = max(parts.abs().sum().item(), 1.0)
-    assert_close(slope, parts.sum(), rtol=0, atol=rounding * size)
+    size = max(products.abs().sum().item(), 1.0)
+    assert_close(derivative, products.sum(), rtol=0, atol=rounding * size)
 
 
-def vmap_equals_a_loop(case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor) -> None:
+def vmap_equals_loop(case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor) -> None:
     def loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         return case.make()(student, teacher, valid=valid)
 
     batches = list(zip(student, teacher, valid, strict=True))
-    for mapped in (loss, torch.func.grad(loss)):
-        expected = torch.stack([mapped(*batch) for batch in batches])
-        assert_close(torch.func.vmap(mapped)(student, teacher, valid), expected)
+    for function in (loss, torch.func.grad(loss)):
+        expected = torch.stack([function(*batch) for batch in batches])
+        assert_close(torch.func.vmap(function)(student, teacher, valid), expected)
 
 
 def compiled_equals_eager(case: LossCase, student: Tensor, teacher: Tensor, valid: Tensor) -> None:
@@ -601,18 +456,13 @@ def compiled_equals_eager(case: LossCase, student: Tensor, teacher: Tensor, vali
         assert_close(actual, value_and_gradient(loss, student, teacher, **options))
 
 
-def survives_copies(case: LossCase, student: Tensor, teacher: Tensor) -> None:
-    """A deep copy, a pickle, and a new loss that takes the old one's state."""
+def copies_equal_the_original(case: LossCase, student: Tensor, teacher: Tensor) -> None:
+    """Test a deep copy, a pickled copy, and a new loss that loads the state dict."""
     loss = case.make()
     file = io.BytesIO()
     torch.save(loss.state_dict(), file)
     file.seek(0)
     loaded = case.make()
     loaded.load_state_dict(torch.load(file, weights_only=True))
-    for twin in (loaded, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(twin(student, teacher), loss(student, teacher))
-
-
-def _last(valid: Tensor) -> Tensor:
-    """A mask of rows as one of logits."""
-    return valid.unsqueeze(-1)
+    for other in (loaded, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other(student, teacher), loss(student, teacher))

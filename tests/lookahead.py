@@ -1,4 +1,4 @@
-"""A task with weights to learn, students of many kinds, and differences of the real step."""
+"""A distillation task with weights to learn, its look-ahead gradient, and finite differences."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from msdlosses import Fill, KDLoss, MetaLearner, ModalityViews, MSDLoss, Weighting
+from msdlosses.meta import meta_gradient
 
 SAMPLES, CLASSES, LR, LAMBDA = 4, 3, 0.5, 0.5
 VIEWS = ("full", "image", "text")
+EXACT = ("forward", "double-backward")
+ENGINES = (*EXACT, "higher")
 
 Objective = Callable[[nn.Module], Tensor]
 Batch = dict[str, Tensor]
 
 
-# --- students: pixels (N, 2, 4) and tokens (N, 1, 4) to logits (N, 3)
-
-
 class Student(nn.Module):
+    """Maps pixels (N, 2, 4) and tokens (N, 1, 4) to logits (N, 3)."""
+
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
@@ -34,153 +35,12 @@ class Student(nn.Module):
         return logits
 
 
-class Attention(nn.Module):
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=dropout, batch_first=True)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layer(x).mean(1))
-        return logits
-
-
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, *, packed: bool = False) -> None:
-        super().__init__()
-        self.layer = kind(4, 5, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(10, CLASSES)
-        self.packed = packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed:
-            lengths = [x.shape[1]] + [1] * (len(x) - 1)
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-            outputs, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)
-        else:
-            outputs = self.layer(x)[0]
-        logits: Tensor = self.head(outputs.mean(1))
-        return logits
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
-        self.second.weight = self.first.weight
-        self.head = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.second(self.first(x.flatten(1)).tanh()).tanh())
-        return logits
-
-
-class Checkpointed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = mlp(nn.Dropout(0.3))
-
-    def forward(self, x: Tensor) -> Any:
-        return checkpoint(self.layers, x, use_reentrant=False)
-
-
-class Aside(nn.Module):
-    """A student that also keeps a parameter where no module sees it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = mlp()
-        self.aside = [self.layers[3].weight]
-
-    def forward(self, x: Tensor) -> Any:
-        return self.layers(x) + sum(weight.sum() * x.flatten(1)[:, :1] for weight in self.aside)
-
-
-class Words(nn.Module):
-    """An embedding of which most rows get no gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(20, 4)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Any:
-        words = self.words((3 * x[:, 2].abs()).long().clamp(max=9)).mean(1)
-        return self.head((words + x[:, :2].mean(1)).tanh())
-
-
-def convolutional() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(12, CLASSES)
-    )
-
-
 def mlp(*between: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), *between, nn.Tanh(), nn.Linear(6, CLASSES))
 
 
-def weight_normed() -> nn.Module:
-    body = mlp()
-    nn.utils.parametrizations.weight_norm(body[1])
-    return body
-
-
-def spectrally_normed() -> nn.Module:
-    """With buffers that move at every pass and that the pass depends on."""
-    body = mlp()
-    nn.utils.parametrizations.spectral_norm(body[1])
-    return body
-
-
-def hooked() -> nn.Module:
-    """Features are taken, and changed, by hooks: the usual way to distil features."""
-    body = mlp()
-    body[1].register_forward_hook(lambda module, args, output: output.sin())
-    body[3].register_forward_pre_hook(lambda module, args: (2 * args[0],))
-    return body
-
-
-def replaced() -> nn.Module:
-    """An instance whose `forward` was exchanged, as accelerate does."""
-    body = mlp()
-    forward = body.forward
-    body.forward = lambda x: forward(x).sin()
-    return body
-
-
-def compiled() -> nn.Module:
-    body = mlp(nn.Dropout(0.5))
-    body.compile(backend="aot_eager")
-    return body
-
-
-STUDENTS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": mlp,
-    "batch norm": lambda: mlp(nn.BatchNorm1d(6)),
-    "dropout": lambda: mlp(nn.Dropout(0.5)),
-    "convolution": convolutional,
-    "attention": Attention,
-    "attention, dropout": lambda: Attention(0.2),
-    "LSTM": Recurrent,
-    "GRU": lambda: Recurrent(nn.GRU),
-    "packed LSTM": lambda: Recurrent(packed=True),
-    "embedding": Words,
-    "tied": Tied,
-    "checkpointed": Checkpointed,
-    "weight norm": weight_normed,
-    "spectral norm": spectrally_normed,
-    "hooks": hooked,
-    "replaced forward": replaced,
-    "compiled": compiled,
-    "parameters aside": Aside,
-}
-
-
-# --- one task, with weights for every sample and view
-
-
-class Free(Weighting):
-    """A free weight for each sample and view."""
+class FreeWeights(Weighting):
+    """One learned weight for each view, or for each sample and view."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -198,16 +58,39 @@ class Free(Weighting):
         return self.weights[: len(terms)] if self.weights.ndim > 1 else self.weights
 
 
+class PartlyLearnedWeights(FreeWeights):
+    """Weights with a frozen parameter, and with one that has no effect."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.frozen = nn.Parameter(torch.rand(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.rand(2))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.weights + self.frozen
+
+
+class BatchNormWeights(FreeWeights):
+    """Weights with buffers that change in every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(SAMPLES, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, terms: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.weights * self.norm(terms.detach()).sigmoid()
+
+
 def make_batch(size: int) -> Batch:
     return {"pixels": torch.randn(size, 2, 4), "tokens": torch.randn(size, 1, 4)}
 
 
 class Task:
-    """Data, views and the two losses; the weighting is in the inner one."""
+    """Data, views, and two losses: `inner`, which uses the weighting, and the held-out `outer`."""
 
     def __init__(self, weighting: Weighting | None = None) -> None:
         self.views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0.0))
-        self.weighting = weighting or Free(SAMPLES, 3)
+        self.weighting = weighting or FreeWeights(SAMPLES, 3)
         self.msd = MSDLoss(KDLoss(temperature=2.0), self.weighting)
         self.batch, self.held_out = make_batch(SAMPLES), make_batch(5)
         self.target = torch.randint(CLASSES, (SAMPLES,))
@@ -215,44 +98,50 @@ class Task:
         self.teacher = {view: 3 * torch.randn(SAMPLES, CLASSES) for view in self.views.names}
 
     def inner(self, model: Callable[..., Any]) -> Tensor:
-        return self.part(model, slice(None))
+        return self.inner_on(model, slice(None))
 
-    def part(self, model: Callable[..., Any], rows: slice) -> Tensor:
+    def inner_on(self, model: Callable[..., Any], samples: slice) -> Tensor:
         """The inner loss on some of the samples."""
-        teacher = {view: logits[rows] for view, logits in self.teacher.items()}
-        s = self.views(model, {name: entry[rows] for name, entry in self.batch.items()})
-        task = F.cross_entropy(s["full"], self.target[rows])
-        return (1 - LAMBDA) * task + LAMBDA * self.msd(s, teacher, self.target[rows])
+        batch = {name: entry[samples] for name, entry in self.batch.items()}
+        teacher = {view: logits[samples] for view, logits in self.teacher.items()}
+        student, target = self.views(model, batch), self.target[samples]
+        task_loss = F.cross_entropy(student["full"], target)
+        return (1 - LAMBDA) * task_loss + LAMBDA * self.msd(student, teacher, target)
 
     def outer(self, model: Callable[..., Any]) -> Tensor:
         return F.cross_entropy(self.views(model, self.held_out)["full"], self.held_out_target)
 
     def learner(self, student: nn.Module, optimizer: Optimizer, **options: Any) -> MetaLearner:
-        steps = Adam(self.weighting.parameters(), 0.1)
-        return MetaLearner(student, optimizer, self.weighting, steps, **options)
+        weighting_optimizer = Adam(self.weighting.parameters(), 0.1)
+        return MetaLearner(student, optimizer, self.weighting, weighting_optimizer, **options)
+
+    def gradient(
+        self, student: nn.Module, optimizer: Optimizer, engine: str = "auto", **options: Any
+    ) -> tuple[Tensor, ...]:
+        """The gradient of the held-out loss for the weighting, by `meta_gradient`."""
+        return meta_gradient(
+            self.inner, self.outer, student, optimizer, self.weighting, engine=engine, **options
+        )
 
 
-def to_float(student: nn.Module, task: Task) -> None:
-    """Single precision, which has kernels of its own: oneDNN's LSTM, fused attention."""
+def use_single_precision(student: nn.Module, task: Task) -> None:
+    """Convert a student and a task to float32."""
     student.float()
     task.msd.float()
     for values in (task.batch, task.held_out, task.teacher):
         values.update({name: value.float() for name, value in values.items()})
 
 
-# --- the real step, and differences through it
-
-
 def plain_step(
     student: nn.Module, optimizer: Optimizer, loss: Objective, max_norm: float | None = None
 ) -> None:
+    """Take a step of the optimizer, without a learner."""
     optimizer.zero_grad()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     trained = [p for p in parameters if p.requires_grad]
-    for p, grad in zip(
-        trained, torch.autograd.grad(loss(student), trained, allow_unused=True), strict=True
-    ):
-        p.grad = grad
+    gradients = torch.autograd.grad(loss(student), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
     if max_norm is not None:
         nn.utils.clip_grad_norm_(trained, max_norm)
     optimizer.step()
@@ -266,50 +155,67 @@ def finite_differences(
     *,
     eps: float = 1e-3,
     max_norm: float | None = None,
+    steps: int = 1,
 ) -> list[Tensor]:
-    """d outer / d weights through the step of the real optimiser, with the same dropout.
+    """The gradient of the held-out loss for the weighting, through steps of the real optimizer.
 
-    By central differences of fourth order.
+    These are central differences of fourth order. All steps use the same dropout masks.
     """
     start = copy.deepcopy((student.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
 
-    def looked_ahead() -> float:
-        torch.set_rng_state(start[2])
-        plain_step(student, optimizer, task.inner, max_norm)
-        return task.outer(student).item()
-
-    def go_back() -> None:
+    def restore_start() -> None:
         student.load_state_dict(start[0])
         optimizer.load_state_dict(copy.deepcopy(start[1]))
         torch.set_rng_state(start[2])
 
-    slopes = []
+    def outer_after_steps() -> float:
+        with torch.enable_grad():
+            for _ in range(steps):
+                plain_step(student, optimizer, task.inner, max_norm)
+            outer = task.outer(student).item()
+        restore_start()
+        return outer
+
+    gradients = []
     with torch.no_grad():
         for parameter in task.weighting.parameters():
-            slope = torch.zeros_like(parameter)
+            gradient = torch.zeros_like(parameter)
             for i in range(parameter.numel()):
-                entry, before = parameter.view(-1)[i : i + 1], parameter.view(-1)[i].item()
-                values = {}
+                entry, original = parameter.view(-1)[i : i + 1], parameter.view(-1)[i].item()
+                outer = {}
                 for k in (-2, -1, 1, 2):
-                    entry.fill_(before + k * eps)
-                    with torch.enable_grad():
-                        values[k] = looked_ahead()
-                    go_back()
-                entry.fill_(before)
-                wide, near = values[2] - values[-2], values[1] - values[-1]
-                slope.view(-1)[i] = (8 * near - wide) / (12 * eps)
-            slopes.append(slope)
-    return slopes
+                    entry.fill_(original + k * eps)
+                    outer[k] = outer_after_steps()
+                entry.fill_(original)
+                wide, narrow = outer[2] - outer[-2], outer[1] - outer[-1]
+                gradient.view(-1)[i] = (8 * narrow - wide) / (12 * eps)
+            gradients.append(gradient)
+    return gradients
 
 
-def relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The norm of the error over the norm of the expected gradient, which must not vanish."""
+    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (actual, expected))
     assert b.norm() > 1e-6
     return ((a - b).norm() / b.norm()).item()
 
 
+def assert_matches_differences(
+    student: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    engines: Sequence[str] = EXACT,
+    max_norm: float | None = None,
+) -> None:
+    """Assert that the gradient by each engine matches finite differences of the real optimizer."""
+    expected = finite_differences(student, optimizer, task, max_norm=max_norm)
+    for engine in engines:
+        actual = task.gradient(student, optimizer, engine, max_norm=max_norm)
+        assert relative_error(actual, expected) < 1e-6, engine
+
+
 def assert_same(left: Any, right: Any) -> None:
-    """Bit by bit."""
+    """Assert that two nested structures are equal bit by bit."""
     assert type(left) is type(right)
     if isinstance(left, Tensor):
         assert torch.equal(left, right)
@@ -317,7 +223,7 @@ def assert_same(left: Any, right: Any) -> None:
         assert_same(list(left.items()), list(right.items()))
     elif isinstance(left, list | tuple):
         assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
     else:
         assert left == right

@@ -1,4 +1,4 @@
-"""The recipes of the documentation, as what tests run."""
+"""Run the recipes in docs/clients."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def headings(page: str) -> dict[str, str]:
-    """Heading -> the text under it."""
+    """Map each heading of a page to the text under it."""
     parts = re.split(r"^## (.+)\n", (PAGES / f"{page}.md").read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def snippets(page: str, heading: str) -> list[str]:
+    """Return the Python code blocks under a heading."""
     return BLOCK.findall(headings(page)[heading])
 
 
-def run(page: str, *which: str | tuple[str, int], **given: Any) -> dict[str, Any]:
-    """What snippets make of what is given: the first under a heading, or that of a number."""
-    namespace = {"__name__": page, **given}
-    for one in which:
-        heading, number = (one, 0) if isinstance(one, str) else one
+def run(page: str, *recipes: str | tuple[str, int], **names: Any) -> dict[str, Any]:
+    """Run code blocks with the names that they use, and return their namespace.
+
+    A recipe is a heading, for the first block under it, or a heading and the number of a block.
+    """
+    namespace = {"__name__": page, **names}
+    for recipe in recipes:
+        heading, number = (recipe, 0) if isinstance(recipe, str) else recipe
         code = compile(snippets(page, heading)[number], f"{page}: {heading}", "exec")
         exec(code, namespace)
     return namespace

@@ -1,6 +1,7 @@
-"""The weightings that tests are run with.
+"""The weightings that losses are tested with.
 
-A new one joins by a line in `SCHEMES`; what it does not claim is a flag of its `Scheme`.
+To test a new weighting, add it to `SCHEMES`. If it does not have a property, set a flag of its
+`Scheme`.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ Names = Sequence[str]
 
 @dataclass(frozen=True)
 class Scheme:
-    """A weighting and what it claims."""
+    """A function that makes a weighting, and the properties of that weighting."""
 
     make: Callable[[Names, int], Weighting]
-    """Takes the views and the number of classes."""
+    """Takes the names of the views and the number of classes."""
     bounded: bool = True
-    """Its weights are never above 1."""
+    """Its weights are at most 1."""
     independent: bool = True
     """A sample's weights do not depend on the other samples."""
     symmetric: bool = True
-    """What the views' order is does not matter."""
+    """The order of the views does not matter."""
 
 
 def population(names: Names) -> SaliencyWeighting:
+    """Return a weighting that is fitted to another batch."""
     modalities = [name for name in names if name != "full"]
     return SaliencyWeighting(population=True).fit(make_views(*modalities, seed=1).teacher)
 
 
 def dynamic(names: Names) -> DynamicWeightAverage:
-    """With two epochs behind it, in which the views have done differently."""
+    """Return a weighting after two epochs in which the terms of the views differed."""
     weighting = DynamicWeightAverage(names)
     for epoch in range(2):
         weighting(torch.rand(4, len(names)) + epoch, {}, names=names)
@@ -77,14 +79,16 @@ SCHEMES = {
     ),
 }
 NONE = "none"
+"""The name of an `MSDLoss` without weighting."""
 
 
 def claiming(*claims: str) -> list[str]:
-    """The schemes that claim a law."""
+    """Return the names of the schemes whose flags are all set."""
     return [name for name, case in SCHEMES.items() if all(getattr(case, c) for c in claims)]
 
 
 def make_weighting(scheme: str, names: Names, classes: int = CLASSES) -> Weighting | None:
+    """Make the weighting with this name; None for `NONE`."""
     return None if scheme == NONE else SCHEMES[scheme].make(names, classes)
 
 

@@ -1,4 +1,7 @@
-"""What hypothesis draws: logits, masks and views. A seed and a kind are drawn, never elements."""
+"""Hypothesis strategies for logits, masks, and views.
+
+They draw a seed and a kind of values instead of single elements, which would be slow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 
 Pair = tuple[Tensor, Tensor]
-"""Logits of a student and a teacher."""
+"""The logits of a student and a teacher."""
 
 
 def generators() -> st.SearchStrategy[torch.Generator]:
@@ -54,20 +57,20 @@ def _constant(shape: Sequence[int], rng: torch.Generator) -> Pair:
 
 
 def _huge(shape: Sequence[int], rng: torch.Generator) -> Pair:
-    """Up to +-6e4, with rows that are saturated one way, the other way and in between."""
+    """Up to 6e4 in magnitude. The student's logits are all at the bounds."""
     signs = (_uniform(shape, rng) < 0.5).double() * 2 - 1
     return 6e4 * signs, 6e4 * (2 * _uniform(shape, rng) - 1)
 
 
 def _one_hot(shape: Sequence[int], rng: torch.Generator) -> Pair:
-    """A teacher that is sure: -inf for all classes but one."""
+    """The teacher's logits are -inf for all classes but one."""
     classes = torch.randint(shape[-1], tuple(shape[:-1]), generator=rng)
     hot = F.one_hot(classes, shape[-1]).bool()
     return 2 * _normal(shape, rng), torch.zeros(tuple(shape)).double().masked_fill(~hot, -INF)
 
 
 def _missing(shape: Sequence[int], rng: torch.Generator) -> Pair:
-    """-inf in both for classes that do not exist; the first class of a row always does."""
+    """Both have logits of -inf for missing classes. The first class is never missing."""
     missing = _uniform(shape, rng) < 0.5
     missing[..., 0] = False
     student, teacher = _ordinary(shape, rng)
@@ -75,10 +78,11 @@ def _missing(shape: Sequence[int], rng: torch.Generator) -> Pair:
 
 
 SMOOTH = {"ordinary": _ordinary, "near": _near, "constant": _constant}
-"""Logits of which derivatives can be checked by differences."""
+"""Kinds of logits at which finite differences approximate the derivatives."""
 FINITE = SMOOTH | {"confident": _confident, "identical": _identical, "huge": _huge}
+"""Kinds of finite logits."""
 KINDS = FINITE | {"one_hot": _one_hot, "missing": _missing}
-
+"""All kinds of logits, some with -inf."""
 
 CLASSES = (1, 2, 3, 7, 23)
 
@@ -91,7 +95,7 @@ def shapes(
     sequences: bool = True,
     classes: Sequence[int] = CLASSES,
 ) -> tuple[int, ...]:
-    """(N, C) or (N, L, C), of any batch and of one, two and more classes."""
+    """Draw a shape (N, C) or (N, L, C)."""
     batch = draw(st.integers(min_batch, 5))
     positions = draw(st.sampled_from([(), (1,), (3,)] if sequences else [()]))
     return (batch, *positions, draw(st.sampled_from(classes)))
@@ -107,7 +111,7 @@ def logit_pairs(
     sequences: bool = True,
     classes: Sequence[int] = CLASSES,
 ) -> Pair:
-    """A student's and a teacher's logits of one shape and dtype."""
+    """Draw the logits of a student and a teacher, with the same shape and dtype."""
     shape = draw(shapes(min_batch=min_batch, sequences=sequences, classes=classes))
     student, teacher = KINDS[draw(st.sampled_from(kinds))](shape, draw(generators()))
     dtype = draw(st.sampled_from(dtypes))
@@ -116,14 +120,14 @@ def logit_pairs(
 
 @st.composite
 def masks(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
-    """Which entries are valid: all, none, or any."""
-    share = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    return _uniform(shape, draw(generators())) < share
+    """Draw a mask that is all True, all False, or mixed."""
+    probability = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return _uniform(shape, draw(generators())) < probability
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """What an `MSDLoss` is called with."""
+    """The arguments of an `MSDLoss`."""
 
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
@@ -142,9 +146,9 @@ MODALITIES = ("image", "text", "audio")
 def view_batches(
     draw: st.DrawFn, *, min_batch: int = 0, sequences: bool = False, classes: int | None = None
 ) -> ViewBatch:
-    """Views of two or three modalities, whose samples may lack some (never all) of them.
+    """Draw views of two or three modalities. Samples may miss some of them, but never all.
 
-    What is computed from a modality that a sample lacks is NaN, in the student and the teacher.
+    Logits of a view that shows a missing modality are NaN, for the student and the teacher.
     """
     modalities = MODALITIES[: draw(st.sampled_from([2, 3]))]
     shape = draw(shapes(min_batch=min_batch, sequences=sequences))
@@ -156,17 +160,19 @@ def view_batches(
 
 @st.composite
 def presences(draw: st.DrawFn, samples: int, modalities: Sequence[str]) -> dict[str, Tensor]:
-    """Which modalities each sample has: at least one."""
+    """Draw which modalities each sample has, at least one."""
     sizes = range(1, len(modalities) + 1)
-    some = [set(c) for c in chain.from_iterable(combinations(modalities, n) for n in sizes)]
-    whole = draw(st.booleans())
-    choice = st.just(some[-1]) if whole else st.sampled_from(some)
-    had = draw(st.lists(choice, min_size=samples, max_size=samples))
-    return {m: torch.tensor([m in has for has in had], dtype=torch.bool) for m in modalities}
+    subsets = [set(c) for c in chain.from_iterable(combinations(modalities, n) for n in sizes)]
+    complete = draw(st.booleans())
+    choice = st.just(subsets[-1]) if complete else st.sampled_from(subsets)
+    present = draw(st.lists(choice, min_size=samples, max_size=samples))
+    return {
+        m: torch.tensor([m in subset for subset in present], dtype=torch.bool) for m in modalities
+    }
 
 
 def shown(view: str, modalities: Sequence[str]) -> tuple[str, ...]:
-    """The modalities that a view shows."""
+    """Return the modalities that a view shows."""
     if view == "full":
         return tuple(modalities)
     if view.startswith("~"):
@@ -189,8 +195,8 @@ def _views(
 
     def logits(view: str) -> Tensor:
         values = _normal(shape, rng).float()
-        lacking = ~valid[view].reshape(-1, *[1] * (len(shape) - 1))
-        return values.masked_fill(lacking, float("nan"))
+        invalid = ~valid[view].reshape(-1, *[1] * (len(shape) - 1))
+        return values.masked_fill(invalid, float("nan"))
 
     return ViewBatch(
         student={view: logits(view) for view in names},
@@ -207,7 +213,7 @@ def make_views(
     positions: Sequence[int] = (),
     seed: int = 0,
 ) -> ViewBatch:
-    """Views of samples that lack nothing, the same ones for the same seed."""
+    """Make views of samples without missing modalities."""
     present = {m: torch.ones(samples, dtype=torch.bool) for m in modalities}
     rng = torch.Generator().manual_seed(seed)
     return _views(modalities, (samples, *positions, classes), present, rng)

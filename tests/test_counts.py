@@ -1,137 +1,156 @@
-"""What a call costs, in counts that are the same on every machine: kernels, bytes, graphs."""
+"""Exact counts of a call of a loss: operators, memory, checks, and compiled graphs."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from laws import LOSSES, LossCase
 from schemes import every_weighting, make_weighting
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.testing import assert_close
 
-from msdlosses import (
-    DynamicWeightAverage,
-    KDLoss,
-    MSDLoss,
-)
+from benchmarks.counters import Call, count_operators, largest_tensor, saved_bytes
+from msdlosses import DynamicWeightAverage, KDLoss, MSDLoss, _checks
 
-NAMES = ("full", "image", "text")
+VIEWS = ("full", "image", "text")
 SAMPLES, CLASSES = 16, 512
-U = len(NAMES) * SAMPLES * CLASSES  # elements of all views
-METADATA = {  # calls that read and write no element
-    "aten::alias", "aten::detach", "aten::expand", "aten::reshape", "aten::select", "aten::squeeze",
-    "aten::t", "aten::transpose", "aten::unbind", "aten::unsqueeze", "aten::view",
-}  # fmt: skip
+VIEW_SIZE = SAMPLES * CLASSES
+LOGITS_BYTES = 4 * len(VIEWS) * VIEW_SIZE
 
 
-class Kernels(TorchDispatchMode):
-    """Counts the kernels that are run, and the elements of the largest result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self.largest = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.count += function._schema.name not in METADATA
-        if isinstance(result, Tensor):
-            self.largest = max(self.largest, result.numel())
-        return result
+def make_logits(samples: int = SAMPLES) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the logits of a student, which require gradients, and of a teacher."""
+    student = {view: torch.randn(samples, CLASSES, requires_grad=True) for view in VIEWS}
+    return student, {view: torch.randn(samples, CLASSES) for view in VIEWS}
 
 
-def views(samples: int = SAMPLES) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    student = {name: torch.randn(samples, CLASSES, requires_grad=True) for name in NAMES}
-    return student, {name: torch.randn(samples, CLASSES) for name in NAMES}
+def make_msd(scheme: str) -> MSDLoss:
+    return MSDLoss(KDLoss(2.0), make_weighting(scheme, VIEWS, CLASSES))
 
 
-def run(msd: MSDLoss, **options: Tensor) -> Kernels:
-    """Forward and backward, counted."""
-    student, teacher = views()
-    with Kernels() as kernels:
-        msd(student, teacher, torch.randint(CLASSES, (SAMPLES,)), **options).backward()
-    return kernels
+def forward(msd: MSDLoss) -> Call:
+    student, teacher = make_logits()
+    target = torch.randint(CLASSES, (SAMPLES,))
+    return lambda: msd(student, teacher, target)
 
 
-def saved(msd: MSDLoss) -> float:
-    """What the graph keeps beside the logits that it is given, in elements of float32 over U."""
-    student, teacher = views()
-    given = {x.untyped_storage().data_ptr() for x in (*student.values(), *teacher.values())}
-    kept: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with saved_tensors_hooks(keep, lambda x: x):
-        msd(student, teacher, torch.randint(CLASSES, (SAMPLES,)))
-    return sum(kept.values()) / 4 / U
+def forward_backward(msd: MSDLoss, valid: Tensor | None = None) -> Call:
+    student, teacher = make_logits()
+    target = torch.randint(CLASSES, (SAMPLES,))
+    inputs = [*student.values(), *msd.parameters()]
+    return lambda: torch.autograd.grad(msd(student, teacher, target, valid=valid), inputs)
 
 
-# Kernels
+# Operators. On a GPU each is at least one kernel launch, which dominates if classes are few.
 
 BUDGETS = {
-    "none": (90, 120),
-    "fixed": (90, 120),
-    "saliency": (135, 175),
-    "population saliency": (90, 120),
-    "teacher loss": (120, 160),
-    "weight net": (260, 340),
-    "plain weight net": (240, 305),
-    "uncertainty": (100, 135),
-    "dynamic": (110, 140),
+    "none": (85, 114),
+    "fixed": (84, 113),
+    "saliency": (123, 162),
+    "population saliency": (85, 114),
+    "teacher loss": (114, 162),
+    "weight net": (249, 316),
+    "plain weight net": (225, 293),
+    "uncertainty": (99, 128),
+    "dynamic": (106, 136),
 }
+"""Operators without and with a mask, forward and backward: the present number plus 10 %."""
 
 
 @every_weighting
-def test_kernels_of_a_loss_of_three_views(scheme: str) -> None:
-    """Where the classes are few they are the loss's price on a GPU."""
-    msd = MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))
-    plain, masked = BUDGETS[scheme]
-    assert run(msd).count <= plain
-    assert run(msd, valid=torch.ones(SAMPLES, 3, dtype=torch.bool)).count <= masked
+def test_number_of_operators(scheme: str) -> None:
+    msd = make_msd(scheme)
+    unmasked, masked = BUDGETS[scheme]
+    assert count_operators(forward_backward(msd)) <= unmasked
+    valid = torch.ones(SAMPLES, len(VIEWS), dtype=torch.bool)
+    assert count_operators(forward_backward(msd, valid)) <= masked
 
 
 # Memory
 
 
-def test_what_kd_keeps_for_the_backward_pass() -> None:
-    """log q, q and p of each view; then what is per sample."""
-    assert saved(MSDLoss(KDLoss(2.0))) <= 3.0 + 0.01
+def test_kd_saves_three_tensors_per_view() -> None:
+    """They are log q, q, and p."""
+    assert saved_bytes(forward(MSDLoss(KDLoss(2.0)))) <= (3.0 + 0.01) * LOGITS_BYTES
 
 
 @every_weighting
-def test_a_weighting_keeps_nothing_of_the_size_of_the_logits(scheme: str) -> None:
-    bare = saved(MSDLoss(KDLoss(2.0)))
-    net = 0.3 if scheme.endswith("weight net") else 0  # its own layers
-    assert saved(MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))) <= bare + 0.01 + net
+def test_weighting_saves_no_tensor_as_large_as_logits(scheme: str) -> None:
+    unweighted = saved_bytes(forward(MSDLoss(KDLoss(2.0))))
+    layers = 0.1 if scheme.endswith("weight net") else 0
+    assert saved_bytes(forward(make_msd(scheme))) <= unweighted + (0.01 + layers) * LOGITS_BYTES
 
 
 @every_weighting
-def test_no_temporary_holds_more_than_one_view(scheme: str) -> None:
-    assert (
-        run(MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))).largest
-        <= SAMPLES * CLASSES
-    )
+def test_largest_tensor_has_the_size_of_one_view(scheme: str) -> None:
+    assert largest_tensor(forward_backward(make_msd(scheme))) <= VIEW_SIZE
 
 
 @pytest.mark.parametrize("case", [case for case in LOSSES if case.name != "rkd"], ids=str)
-def test_no_temporary_of_a_criterion_holds_more_than_one_view(case: LossCase) -> None:
-    assert run(MSDLoss(case.make())).largest <= SAMPLES * CLASSES
+def test_largest_tensor_of_a_criterion_has_the_size_of_one_view(case: LossCase) -> None:
+    assert largest_tensor(forward_backward(MSDLoss(case.make()))) <= VIEW_SIZE
 
 
-# Graphs
+# Checks of arguments
 
 
-class Graphs:
-    """A compiler's backend that counts the graphs it is given."""
+class Check(NamedTuple):
+    """A call of a function that checks arguments."""
+
+    arguments: list[object]
+    nested: bool
+    """Whether another function of `_checks` called it."""
+
+
+@contextmanager
+def record_checks() -> Iterator[list[Check]]:
+    """Record the calls of functions of `_checks` whose names start with `check`."""
+    checks: list[Check] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and is_in_checks(frame) and frame.f_code.co_name.startswith("check"):
+            checks.append(Check(list(frame.f_locals.values()), is_in_checks(frame.f_back)))
+
+    previous = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield checks
+    finally:
+        sys.setprofile(previous)
+
+
+def is_in_checks(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename == _checks.__file__
+
+
+@every_weighting
+def test_number_of_checks(scheme: str) -> None:
+    call = forward(MSDLoss(KDLoss(), make_weighting(scheme, VIEWS, CLASSES)))
+    with record_checks() as checks:
+        call()
+    assert 0 < len(checks) <= 2 * len(VIEWS) + 12
+
+
+def test_logits_are_checked_once() -> None:
+    student, teacher = make_logits()
+    with record_checks() as checks:
+        MSDLoss(KDLoss())(student, teacher)
+    outer = [check for check in checks if not check.nested]
+    for logits in (*student.values(), *teacher.values()):
+        assert sum(any(x is logits for x in check.arguments) for check in outer) == 1
+
+
+# Compiled graphs
+
+
+class CountingBackend:
+    """A backend of `torch.compile` that counts the graphs."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -142,31 +161,31 @@ class Graphs:
 
 
 @every_weighting
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-def test_epochs_and_last_batches_are_not_compiled_anew(scheme: str, masked: bool) -> None:
-    """One graph, and one more, for any size, once the first smaller batch comes."""
+@pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
+def test_epochs_and_smaller_last_batches_do_not_recompile(scheme: str, masked: bool) -> None:
+    """One graph is compiled for the first batch, and one for batches of any size."""
     torch.compiler.reset()
-    graphs = Graphs()
-    msd = MSDLoss(KDLoss(2.0), make_weighting(scheme, NAMES, CLASSES))
-    compiled = torch.compile(msd, fullgraph=True, backend=graphs)
+    backend = CountingBackend()
+    msd = make_msd(scheme)
+    compiled = torch.compile(msd, fullgraph=True, backend=backend)
     for _ in range(3):
         for samples in (8, 8, 5):
-            student, teacher = views(samples)
+            student, teacher = make_logits(samples)
             valid = torch.rand(samples, 3) < 0.7 if masked else None
             target = torch.randint(CLASSES, (samples,))
             compiled(student, teacher, target, valid=valid).backward()
         if isinstance(msd.weighting, DynamicWeightAverage):
             msd.weighting.step()
-    assert graphs.count <= 2
+    assert backend.count <= 2
 
 
-def test_a_schedule_of_the_temperature_is_not_compiled_anew() -> None:
+def test_temperature_schedule_does_not_recompile() -> None:
     torch.compiler.reset()
-    graphs = Graphs()
+    backend = CountingBackend()
     kd = KDLoss(torch.tensor(1.0))
-    compiled = torch.compile(kd, fullgraph=True, backend=graphs)
-    for tau in (1.0, 2.0, 4.0):
-        kd.temperature = tau
+    compiled = torch.compile(kd, fullgraph=True, backend=backend)
+    for temperature in (1.0, 2.0, 4.0):
+        kd.temperature = temperature
         student, teacher = torch.randn(2, 8, 5)
-        torch.testing.assert_close(compiled(student, teacher), KDLoss(tau)(student, teacher))
-    assert graphs.count == 1
+        assert_close(compiled(student, teacher), KDLoss(temperature)(student, teacher))
+    assert backend.count == 1

@@ -1,4 +1,4 @@
-"""On a GPU: the same numbers as on the CPU, and no device taken for granted."""
+"""On a GPU: the same results as on the CPU, and no assumptions about devices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ StepData = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
 class Student(nn.Module):
-    """Two linear towers and an LSTM, whose second derivatives cuDNN lacks."""
+    """A linear encoder, and an LSTM, for which cuDNN has no second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def make_views() -> ModalityViews:
 
 @pytest.mark.parametrize("loss", [KDLoss(2.0), MultiLabelKDLoss()], ids=lambda loss: str(loss))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_losses_equal_those_of_the_cpu(loss: nn.Module, dtype: torch.dtype) -> None:
+def test_losses_equal_the_cpu(loss: nn.Module, dtype: torch.dtype) -> None:
     student, teacher = torch.randn(2, 64, 23, dtype=dtype)
     assert_close(loss(student.cuda(), teacher.cuda()).cpu(), loss(student, teacher))
 
@@ -79,7 +79,7 @@ def test_losses_equal_those_of_the_cpu(loss: nn.Module, dtype: torch.dtype) -> N
     ],
     ids=lambda weighting: type(weighting).__name__,
 )
-def test_msd_moves_with_its_weighting(weighting: Weighting) -> None:
+def test_msd_loss_moves_with_its_weighting(weighting: Weighting) -> None:
     msd = MSDLoss(KDLoss(2.0), weighting)
     student, teacher = ({name: torch.randn(6, 5) for name in NAMES} for _ in range(2))
     target, valid = torch.randint(5, (6,)), torch.rand(6, 3) < 0.7
@@ -90,19 +90,19 @@ def test_msd_moves_with_its_weighting(weighting: Weighting) -> None:
     msd.cpu()
 
 
-def test_views_say_when_a_masker_was_not_moved() -> None:
+def test_rejects_maskers_on_another_device() -> None:
     views, model = make_views(), Student().cuda()
-    with pytest.raises(ValueError, match=r"on cuda:0, got cpu: move the views"):
+    with pytest.raises(ValueError, match=r"on cuda:0, got cpu\. Move the views"):
         views(model, make_batch("cuda"))
     assert views.cuda()(model, make_batch("cuda"))["full"].is_cuda
 
 
-def test_dropout_draws_where_the_batch_is() -> None:
+def test_modality_dropout_stays_on_the_device_of_the_batch() -> None:
     drop = ModalityDropout(make_views().cuda(), 0.5)
     assert all(entry.is_cuda for entry in drop(make_batch("cuda")).values())
 
 
-def test_a_cache_is_read_to_where_its_index_is(tmp_path: Path) -> None:
+def test_cache_returns_logits_on_the_device_of_the_index(tmp_path: Path) -> None:
     teacher, views = Student().cuda(), make_views().cuda()
     cache = TeacherCache.build(teacher, views, [make_batch("cuda")], tmp_path)
     logits = cache[torch.arange(6, device="cuda")]
@@ -110,7 +110,7 @@ def test_a_cache_is_read_to_where_its_index_is(tmp_path: Path) -> None:
         assert_close(logits, views(teacher, make_batch("cuda")), rtol=1e-3, atol=1e-3)
 
 
-def test_a_cache_is_built_from_pinned_batches_one_behind_the_other(tmp_path: Path) -> None:
+def test_cache_is_built_from_pinned_batches(tmp_path: Path) -> None:
     torch.manual_seed(1)
     entries = {"pixels": torch.randn(50, 4), "words": torch.randn(50, 7, 3)}
     samples = [{"index": i, **{k: v[i] for k, v in entries.items()}} for i in range(50)]
@@ -118,19 +118,23 @@ def test_a_cache_is_built_from_pinned_batches_one_behind_the_other(tmp_path: Pat
     teacher, views = Student(), make_views()
     expected = views(teacher, entries)
     cache = TeacherCache.build(teacher.cuda(), views.cuda(), loader, tmp_path, device="cuda")
-    found = cache[torch.arange(50)]
-    assert_close(found, {k: v.detach() for k, v in expected.items()}, rtol=1e-2, atol=1e-3)
+    actual = cache[torch.arange(50)]
+    assert_close(actual, {k: v.detach() for k, v in expected.items()}, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, 70000.0])
-def test_what_fp16_can_not_hold_is_refused_after_the_transfer(bad: float, tmp_path: Path) -> None:
-    batch = {**make_batch("cuda"), "pixels": torch.full((6, 4), bad, device="cuda")}
-    with pytest.raises(ValueError, match="Expected teacher logits"):
+@pytest.mark.parametrize(
+    ("value", "message"), [(torch.nan, "NaN"), (70000.0, "65504")], ids=["NaN", "too large"]
+)
+def test_cache_rejects_logits_that_fp16_cannot_hold(
+    value: float, message: str, tmp_path: Path
+) -> None:
+    batch = {**make_batch("cuda"), "pixels": torch.full((6, 4), value, device="cuda")}
+    with pytest.raises(ValueError, match=message):
         TeacherCache.build(lambda pixels, words: pixels, make_views().cuda(), [batch], tmp_path)
 
 
-class Late(nn.Module):
-    """Two towers and a head, without anything that draws or that second derivatives lack."""
+class LateFusion(nn.Module):
+    """Two linear encoders and a fusion head, without random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,35 +153,37 @@ class Late(nn.Module):
         return self.head(**self.towers(pixels, words))
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["stacked", "towers once"])
-def test_a_whole_step_is_captured_in_a_graph(late: bool) -> None:
-    """Views, losses, weights, backward and the optimiser: replayed, they do the same steps."""
+@pytest.mark.parametrize("late", [False, True], ids=["stacked views", "late fusion"])
+def test_training_step_can_be_captured_in_a_cuda_graph(late: bool) -> None:
+    """Replays take the same steps as eager code: views, losses, weights, backward, optimizer."""
     torch.manual_seed(0)
-    student, views = Late().cuda(), make_views().cuda()
+    student, views = LateFusion().cuda(), make_views().cuda()
     msd = MSDLoss(KDLoss(2.0), SaliencyWeighting(1.0))
-    twin = deepcopy(student)
-    data = [step_data(seed) for seed in range(4)]
-    static = deepcopy(data[0])
+    eager_student = deepcopy(student)
+    batches = [step_data(seed) for seed in range(4)]
+    static = deepcopy(batches[0])
 
-    def step(model: Late, optimizer: torch.optim.Optimizer, given: StepData) -> None:
-        batch, teacher, target = given
+    def step(model: LateFusion, optimizer: torch.optim.Optimizer, data: StepData) -> None:
+        batch, teacher, target = data
         s = views.late_fusion(model.towers, model.head, batch) if late else views(model, batch)
         (F.cross_entropy(s["full"], target) + msd(s, teacher)).backward()
         optimizer.step()
 
-    replay = captured(student, lambda optimizer: step(student, optimizer, static))
+    replay = capture(student, lambda optimizer: step(student, optimizer, static))
     with torch.no_grad():
-        for parameter, other in zip(student.parameters(), twin.parameters(), strict=True):
-            parameter.copy_(other)  # the warm-up has moved it
-    plain = torch.optim.SGD(twin.parameters(), 0.1)
-    for given in data:
-        plain.zero_grad()
-        step(twin, plain, given)
-        for old, new in zip(tree_leaves(static), tree_leaves(given), strict=True):
+        for parameter, initial in zip(
+            student.parameters(), eager_student.parameters(), strict=True
+        ):
+            parameter.copy_(initial)  # the warm-up changed it
+    optimizer = torch.optim.SGD(eager_student.parameters(), 0.1)
+    for data in batches:
+        optimizer.zero_grad()
+        step(eager_student, optimizer, data)
+        for old, new in zip(tree_leaves(static), tree_leaves(data), strict=True):
             old.copy_(new)
         replay()
-    for parameter, other in zip(student.parameters(), twin.parameters(), strict=True):
-        assert_close(parameter, other, rtol=1e-4, atol=1e-5)
+    for parameter, expected in zip(student.parameters(), eager_student.parameters(), strict=True):
+        assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
 
 
 def step_data(seed: int) -> StepData:
@@ -190,10 +196,10 @@ def step_data(seed: int) -> StepData:
     return batch, teacher, torch.randint(5, (6,), generator=generator).cuda()
 
 
-def captured(
+def capture(
     student: nn.Module, step: Callable[[torch.optim.Optimizer], None]
 ) -> Callable[[], None]:
-    """A step of SGD as a graph."""
+    """Capture a step of SGD in a graph, and return a function that replays it."""
     optimizer = torch.optim.SGD(student.parameters(), 0.1)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -203,7 +209,7 @@ def captured(
             step(optimizer)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    optimizer.zero_grad()  # gradients that the graph makes, it overwrites
+    optimizer.zero_grad()  # the graph allocates gradients, and each replay overwrites them
     with torch.cuda.graph(graph):
         step(optimizer)
     replay: Callable[[], None] = graph.replay
@@ -212,39 +218,39 @@ def captured(
 
 @pytest.mark.parametrize("engine", ["forward", "double-backward", "higher"])
 @pytest.mark.parametrize("mode", ["online", "lookahead"])
-def test_a_learner_takes_the_same_steps(mode: str, engine: str) -> None:
-    expected, actual = (learned(device, mode=mode, engine=engine) for device in DEVICES)
+def test_meta_learner_equals_the_cpu(mode: str, engine: str) -> None:
+    expected, actual = (train(device, mode=mode, engine=engine) for device in DEVICES)
     assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["forward", "double-backward"])
-def test_a_learner_in_float16_is_near_to_one_in_float32(engine: str) -> None:
-    expected = learned("cuda", engine=engine)
+def test_meta_learner_in_float16_is_close_to_float32(engine: str) -> None:
+    expected = train("cuda", engine=engine)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     with torch.autocast("cuda", torch.float16):
-        actual = learned("cuda", engine=engine, scaler=scaler)
+        actual = train("cuda", engine=engine, scaler=scaler)
     assert_close(actual, expected, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("engine", ["forward", "double-backward"])
-def test_a_learner_draws_the_same_masks_in_each_pass(engine: str) -> None:
-    """Or forward mode would raise; the student's generator is that of its device."""
+def test_meta_learner_draws_the_same_dropout_masks_in_each_pass(engine: str) -> None:
+    """The random state to restore is that of the student's device. Forward mode checks it."""
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 5)).cuda()
-    weight, x = nn.Linear(1, 1).cuda(), torch.randn(8, 4, device="cuda")
+    weighting, x = nn.Linear(1, 1).cuda(), torch.randn(8, 4, device="cuda")
     optimizer = torch.optim.AdamW(student.parameters(), 0.01, fused=True)
-    steps = torch.optim.SGD(weight.parameters(), 0.1)
-    learner = MetaLearner(student, optimizer, weight, steps, engine=engine)
+    weighting_optimizer = torch.optim.SGD(weighting.parameters(), 0.1)
+    learner = MetaLearner(student, optimizer, weighting, weighting_optimizer, engine=engine)
     for _ in range(3):
         step = learner.step(
-            lambda model: weight(model(x).square().sum(1, keepdim=True)).mean(),
+            lambda model: weighting(model(x).square().sum(1, keepdim=True)).mean(),
             lambda model: model(x).square().mean(),
         )
     assert step.inner.isfinite()
 
 
-def learned(device: str, **options: Any) -> list[Tensor]:
-    """The parameters of student and weighting after three steps."""
+def train(device: str, **options: Any) -> list[Tensor]:
+    """The parameters of the student and the weighting after three steps."""
     torch.manual_seed(0)
     student, weighting = Student().to(device), WeightNet(NAMES, num_classes=5).to(device)
     views, msd = make_views().to(device), MSDLoss(KDLoss(), weighting)

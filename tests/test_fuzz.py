@@ -1,4 +1,4 @@
-"""Calls that are drawn at random: a number, or an error that says what was wrong, never a NaN."""
+"""Random calls return numbers and never NaN, or raise an error "Expected X, got Y."."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ FUNCTIONS = [
 ]
 
 
-def mostly(good: st.SearchStrategy[Any], *wrong: Any) -> st.SearchStrategy[Any]:
-    """What fits, and now and then what does not."""
-    return st.integers(0, 9).flatmap(lambda k: st.sampled_from(wrong) if k == 9 else good)
+def mostly(right: st.SearchStrategy[Any], *wrong: Any) -> st.SearchStrategy[Any]:
+    """Draw one of the wrong values in one of ten cases."""
+    return st.integers(0, 9).flatmap(lambda k: st.sampled_from(wrong) if k == 9 else right)
 
 
 @st.composite
@@ -51,7 +51,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
 
 @st.composite
 def logits(draw: st.DrawFn, shape: Sequence[int]) -> Any:
-    """Finite, up to 6e4."""
+    """Draw finite logits up to 6e4, or sometimes something else."""
     if draw(st.integers(0, 29)) == 29:
         return draw(st.sampled_from([None, 3, [1.0], torch.ones(2, 5, dtype=torch.long)]))
     if 0 in shape:
@@ -63,7 +63,7 @@ def logits(draw: st.DrawFn, shape: Sequence[int]) -> Any:
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Any, Any]:
-    """A student's and a teacher's, mostly of one shape."""
+    """Draw the logits of a student and a teacher, mostly of one shape."""
     shape = draw(shapes())
     other = draw(mostly(st.just(shape), (*shape[:-1], 3), (4, 5), ()))
     return draw(logits(shape)), draw(logits(other))
@@ -71,7 +71,7 @@ def pairs(draw: st.DrawFn) -> tuple[Any, Any]:
 
 @st.composite
 def temperatures(draw: st.DrawFn, samples: int) -> tuple[Any, float]:
-    """What is handed in as temperature, and the least of its values."""
+    """Draw a temperature, and return it with the number that its values equal."""
     tau = draw(st.sampled_from(TAUS))
     form = draw(mostly(st.sampled_from(["number", "number", "tensor", "samples"]), "wrong"))
     if form == "wrong":
@@ -121,10 +121,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def draw_options(data: st.DataObject, call: Callable[..., Any], samples: int) -> tuple[Any, float]:
-    """Options that a function or a loss has, and the least temperature among them."""
+    """Draw options that a function or a loss has, and return them with the temperature."""
     names = set(inspect.signature(call).parameters)
-    if inspect.isclass(call):
-        names |= {n for base in call.__mro__ for n in inspect.signature(base.__init__).parameters}
     options = {
         name: data.draw(VALUES[name], label=name)
         for name in sorted(names & set(VALUES))
@@ -136,8 +134,8 @@ def draw_options(data: st.DataObject, call: Callable[..., Any], samples: int) ->
     return options, tau
 
 
-def told(call: Callable[[], Any]) -> Any:
-    """What a call gives; None where it says what was wrong with it, in the one form."""
+def result_or_none(call: Callable[[], Any]) -> Any:
+    """Return the result of a call, or None if it raises an error, and test the message."""
     try:
         return call()
     except ERRORS as error:
@@ -146,87 +144,77 @@ def told(call: Callable[[], Any]) -> Any:
     return None
 
 
-def no_nan(value: Any, leaves: Sequence[Any]) -> None:
-    """Neither in the value nor, where there is one, in the gradient."""
+def assert_no_nan(value: Any, inputs: Sequence[Any]) -> None:
+    """Assert that neither a value nor its gradients are NaN."""
     if value is None:
         return
     assert not value.isnan().any()
     if value.requires_grad:
-        wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-        for gradient in torch.autograd.grad(value.sum(), wanted, allow_unused=True):
+        leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+        for gradient in torch.autograd.grad(value.sum(), leaves, allow_unused=True):
             assert gradient is None or not gradient.isnan().any()
 
 
-def shrink(values: Any, tau: float) -> Any:
-    """So that over tau it stays within what it was."""
+def scale_down(values: Any, tau: float) -> Any:
+    """Scale logits so that dividing them by a small temperature does not overflow."""
     return values * min(tau, 1.0) if isinstance(values, Tensor) else values
 
 
-def leaf(values: Any) -> Any:
+def require_grad(values: Any) -> Any:
     floating = isinstance(values, Tensor) and values.is_floating_point()
     return values.detach().requires_grad_() if floating else values
 
 
-def samples_of(values: Any) -> int:
+def count_samples(values: Any) -> int:
     return len(values) if isinstance(values, Tensor) and values.ndim else 1
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 @given(data=st.data())
-def test_a_function_gives_numbers_or_says_what_is_wrong(
+def test_function_returns_numbers_or_raises(
     function: Callable[..., Tensor], data: st.DataObject
 ) -> None:
     student, teacher = data.draw(pairs())
-    options, tau = draw_options(data, function, samples_of(student))
-    student, teacher = (
-        x * min(tau, 1.0) if isinstance(x, Tensor) else x for x in (student, teacher)
-    )
-    student = leaf(student)
+    options, tau = draw_options(data, function, count_samples(student))
+    student, teacher = require_grad(scale_down(student, tau)), scale_down(teacher, tau)
     shape = tuple(student.shape) if isinstance(student, Tensor) and student.ndim else (1,)
     arguments = [student, teacher]
     if "target" in inspect.signature(function).parameters:
         arguments.append(data.draw(targets(shape[:-1], shape[-1])))
     if "valid" in inspect.signature(function).parameters:
         options["valid"] = data.draw(masks(shape[:-1]))
-    no_nan(told(lambda: function(*arguments, **options)), [student])
+    assert_no_nan(result_or_none(lambda: function(*arguments, **options)), [student])
 
 
 @pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-def test_a_loss_gives_numbers_or_says_what_is_wrong(
-    kind: type[DistillationLoss], data: st.DataObject
-) -> None:
+def test_loss_returns_numbers_or_raises(kind: type[DistillationLoss], data: st.DataObject) -> None:
     student, teacher = data.draw(pairs())
-    options, tau = draw_options(data, kind, samples_of(student))
-    loss = told(lambda: kind(**options))
+    options, tau = draw_options(data, kind, count_samples(student))
+    loss = result_or_none(lambda: kind(**options))
     if loss is None:
         return
-    student, teacher = (
-        x * min(tau, 1.0) if isinstance(x, Tensor) else x for x in (student, teacher)
-    )
-    student = leaf(student)
+    student, teacher = require_grad(scale_down(student, tau)), scale_down(teacher, tau)
     shape = tuple(student.shape) if isinstance(student, Tensor) and student.ndim else (1,)
     target = data.draw(targets(shape[:-1], shape[-1]))
     valid = data.draw(masks(shape[:-1]))
     if isinstance(loss, HintLoss) and loss.projection is not None:
         fits = isinstance(student, Tensor) and student.dtype == torch.float32 and student.ndim
         if not fits or student.shape[-1] != loss.projection.in_features:
-            return  # the projection is the user's own, and so are its errors
-    no_nan(told(lambda: loss(student, teacher, target, valid=valid)), [student])
+            return  # the user's projection would raise its own error
+    assert_no_nan(result_or_none(lambda: loss(student, teacher, target, valid=valid)), [student])
 
 
 @st.composite
 def view_mappings(draw: st.DrawFn) -> tuple[Any, Any, tuple[int, ...]]:
-    """A student's and a teacher's logits by view, which fit each other most of the time."""
+    """Draw the logits of a student and a teacher by view, which mostly fit each other."""
     shape = draw(shapes().filter(lambda shape: len(shape) > 1))
-    other = st.just(shape)
     names = draw(mostly(st.just(NAMES), ("full", "text"), ("text",), ()))
 
-    def side(names: Sequence[str]) -> dict[str, Any]:
-        drawn = (draw(logits(draw(mostly(other, (4, 5), (3,))))) for _ in names)
-        return dict(zip(names, drawn, strict=True))
+    def draw_views(names: Sequence[str]) -> dict[str, Any]:
+        return {view: draw(logits(draw(mostly(st.just(shape), (4, 5), (3,))))) for view in names}
 
-    student, teacher = side(names), side(draw(mostly(st.just(NAMES), ("full",), ())))
+    student, teacher = draw_views(names), draw_views(draw(mostly(st.just(NAMES), ("full",), ())))
     if draw(st.integers(0, 19)) == 19:
         teacher = draw(st.sampled_from([None, torch.ones(4, 5)]))
     return student, teacher, shape
@@ -256,18 +244,18 @@ def draw_weighting(data: st.DataObject) -> Any:
     if kind is msdlosses.FixedWeighting:
         weights = mostly(st.sampled_from([0.0, 0.5, 2.0]), -1.0, NAN, "1")
         names = data.draw(mostly(st.just(NAMES), ("full",), ()))
-        return told(lambda: kind(**{name: data.draw(weights) for name in names}))
+        return result_or_none(lambda: kind(**{name: data.draw(weights) for name in names}))
     options = {
         name: data.draw(WEIGHTING_OPTIONS[name], label=name)
         for name in inspect.signature(kind).parameters
         if name in WEIGHTING_OPTIONS
     }
-    return told(lambda: kind(**options))
+    return result_or_none(lambda: kind(**options))
 
 
 @pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-def test_an_msd_loss_gives_numbers_or_says_what_is_wrong(
+def test_msd_loss_returns_numbers_or_raises(
     kind: type[DistillationLoss], data: st.DataObject
 ) -> None:
     student, teacher, shape = data.draw(view_mappings())
@@ -279,23 +267,23 @@ def test_an_msd_loss_gives_numbers_or_says_what_is_wrong(
     criterion = kind(ignore_index=data.draw(st.sampled_from([None, None, 1])))
     if data.draw(st.booleans()):
         criterion = dict.fromkeys(data.draw(mostly(st.just(NAMES), ("full",), ())), criterion)
-    msd = told(lambda: MSDLoss(criterion, weighting, **options))
+    msd = result_or_none(lambda: MSDLoss(criterion, weighting, **options))
     if msd is None:
         return
-    student = {view: leaf(values) for view, values in student.items()}
+    student = {view: require_grad(values) for view, values in student.items()}
     target = data.draw(targets(shape[:-1], shape[-1]))
     valid = data.draw(masks((*shape[:-1], max(len(student), 1))))
-    value = told(lambda: msd(student, teacher, target, valid=valid))
-    no_nan(value, [*student.values(), *msd.parameters()])
+    value = result_or_none(lambda: msd(student, teacher, target, valid=valid))
+    assert_no_nan(value, [*student.values(), *msd.parameters()])
 
 
 @given(data=st.data())
-def test_a_report_of_saliencies_gives_numbers_or_says_what_is_wrong(data: st.DataObject) -> None:
+def test_saliency_returns_numbers_or_raises(data: st.DataObject) -> None:
     _, teacher, shape = data.draw(view_mappings())
-    report = told(lambda: F.modality_saliency(teacher))
+    report = result_or_none(lambda: F.modality_saliency(teacher))
     for values in (report or {}).values():
         assert not values.isnan().any()
     valid = data.draw(masks((*shape[:-1], 3)))
-    fitted = told(lambda: SaliencyWeighting(population=True).fit(teacher, valid=valid))
+    fitted = result_or_none(lambda: SaliencyWeighting(population=True).fit(teacher, valid=valid))
     if fitted is not None:
         assert all(not value.isnan().any() for value in fitted.buffers())

@@ -1,4 +1,4 @@
-"""Every law of `laws` for every loss that claims it."""
+"""The laws of `laws.py`, for each loss that satisfies them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOUBLE = (torch.float64,)
 
 
 def claiming(*claims: str) -> pytest.MarkDecorator:
-    """The losses that claim a law."""
+    """Parametrize by the losses whose flags are all set."""
     cases = [case for case in LOSSES if all(getattr(case, claim) for claim in claims)]
     return pytest.mark.parametrize("case", cases, ids=str)
 
@@ -34,16 +34,15 @@ full_pairs = logit_pairs(kinds=tuple(FINITE), dtypes=FULL)
 
 @st.composite
 def masked_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, and which of their rows are valid."""
+    """Draw logits, and which of their samples or positions are valid."""
     student, teacher = draw(full_pairs)
     return student, teacher, draw(masks(student.shape[:-1]))
 
 
-def test_every_public_loss_is_here() -> None:
-    tried = {kind.__name__ for case in LOSSES for kind in type(case.make()).__mro__}
-    public = {name: getattr(msdlosses, name) for name in msdlosses.__all__}
-    losses = {name for name, kind in public.items() if is_loss(kind)}
-    assert losses <= tried
+def test_all_public_losses_are_tested() -> None:
+    tested = {kind for case in LOSSES for kind in type(case.make()).__mro__}
+    public = {getattr(msdlosses, name) for name in msdlosses.__all__}
+    assert {value for value in public if is_loss(value)} <= tested
 
 
 def is_loss(value: object) -> bool:
@@ -64,8 +63,8 @@ def test_never_negative(case: LossCase, pair: Pair) -> None:
 
 @claiming("divergence")
 @pytest.mark.parametrize("classes", [2, 23])
-def test_near_equal_rows_are_not_negative(case: LossCase, classes: int) -> None:
-    laws.near_equal_rows_are_not_negative(case, classes)
+def test_not_negative_near_equality(case: LossCase, classes: int) -> None:
+    laws.not_negative_near_equality(case, classes)
 
 
 @claiming("shift_invariant")
@@ -80,16 +79,16 @@ def test_permutation_invariant(case: LossCase, pair: Pair, rng: torch.Generator)
     laws.permutation_invariant(case, *pair, rng)
 
 
-@claiming("rows_independent")
+@claiming("samples_independent")
 @given(masked=masked_pairs())
-def test_rows_independent(case: LossCase, masked: tuple[Tensor, ...]) -> None:
-    laws.rows_independent(case, *masked)
+def test_samples_independent(case: LossCase, masked: tuple[Tensor, ...]) -> None:
+    laws.samples_independent(case, *masked)
 
 
 @every_loss
 @given(pair=finite_pairs, rng=generators())
-def test_batch_permutation_permutes_rows(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
-    laws.batch_permutation_permutes_rows(case, *pair, rng)
+def test_permuted_batch_permutes_values(case: LossCase, pair: Pair, rng: torch.Generator) -> None:
+    laws.permuted_batch_permutes_values(case, *pair, rng)
 
 
 @every_loss
@@ -100,8 +99,10 @@ def test_positions_are_samples(case: LossCase, pair: Pair) -> None:
 
 @every_loss
 @given(masked=masked_pairs(), fill=st.sampled_from([laws.NAN, INF, -INF, 7.0]))
-def test_invalid_is_left_out(case: LossCase, masked: tuple[Tensor, ...], fill: float) -> None:
-    laws.invalid_is_left_out(case, *masked, fill)
+def test_invalid_logits_do_not_matter(
+    case: LossCase, masked: tuple[Tensor, ...], fill: float
+) -> None:
+    laws.invalid_logits_do_not_matter(case, *masked, fill)
 
 
 @every_loss
@@ -112,16 +113,16 @@ def test_sum_is_count_times_mean(case: LossCase, masked: tuple[Tensor, ...]) -> 
 
 @every_loss
 @pytest.mark.parametrize("shape", [(0, 3), (0, 2, 3), (2, 0, 3)])
-def test_an_empty_batch_is_a_joined_zero(case: LossCase, shape: tuple[int, ...]) -> None:
-    laws.nothing_valid_is_a_joined_zero(case, torch.zeros(shape), torch.zeros(shape), None)
+def test_empty_batch_gives_zero_with_gradient(case: LossCase, shape: tuple[int, ...]) -> None:
+    laws.zero_without_valid_samples(case, torch.zeros(shape), torch.zeros(shape), None)
 
 
 @every_loss
 @pytest.mark.parametrize("shape", [(0, 3), (1, 3), (4, 2, 3)])
-def test_nothing_valid_is_a_joined_zero(case: LossCase, shape: tuple[int, ...]) -> None:
+def test_empty_mask_gives_zero_with_gradient(case: LossCase, shape: tuple[int, ...]) -> None:
     logits = torch.full(shape, laws.NAN)
     valid = torch.zeros(shape[:-1], dtype=torch.bool)
-    laws.nothing_valid_is_a_joined_zero(case, logits, logits.clone(), valid)
+    laws.zero_without_valid_samples(case, logits, logits.clone(), valid)
 
 
 @claiming("oracle")
@@ -132,14 +133,16 @@ def test_agrees_with_oracle(case: LossCase, data: st.DataObject) -> None:
 
 @every_loss
 @given(pair=logit_pairs(kinds=tuple(FINITE), dtypes=HALF))
-def test_half_is_computed_in_float32(case: LossCase, pair: Pair) -> None:
-    laws.half_is_computed_in_float32(case, *pair)
+def test_half_precision_is_computed_in_float32(case: LossCase, pair: Pair) -> None:
+    laws.half_precision_is_computed_in_float32(case, *pair)
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(data=st.data())
-def test_finite(case: LossCase, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_finite_logits_give_finite_derivatives(
+    case: LossCase, dtype: torch.dtype, data: st.DataObject
+) -> None:
     narrow = dtype == torch.float16 and not case.bounded_gradient
     kinds = [kind for kind in FINITE if kind != "huge" or not narrow]
     laws.finite(case, *data.draw(logit_pairs(kinds=kinds, dtypes=(dtype,))))
@@ -147,27 +150,29 @@ def test_finite(case: LossCase, dtype: torch.dtype, data: st.DataObject) -> None
 
 @claiming("missing")
 @given(data=st.data())
-def test_minus_infinity_is_finite(case: LossCase, data: st.DataObject) -> None:
+def test_logits_of_minus_infinity_give_finite_derivatives(
+    case: LossCase, data: st.DataObject
+) -> None:
     laws.finite(case, *data.draw(logit_pairs(kinds=case.missing)))
 
 
 @claiming("missing", "divergence")
 @given(data=st.data())
-def test_minus_infinity_in_both_is_no_difference(case: LossCase, data: st.DataObject) -> None:
+def test_logits_of_minus_infinity_can_be_equal(case: LossCase, data: st.DataObject) -> None:
     student, teacher = data.draw(logit_pairs(kinds=case.missing))
     laws.never_negative(case, student, teacher)
     laws.zero_at_equality(case, teacher)
 
 
-@claiming("missing", "rows_independent")
+@claiming("missing", "samples_independent")
 @given(pair=logit_pairs(kinds=("missing",), dtypes=FULL, sequences=False))
-def test_missing_classes_count_nothing(case: LossCase, pair: Pair) -> None:
-    laws.missing_classes_count_nothing(case, *pair)
+def test_missing_classes_do_not_matter(case: LossCase, pair: Pair) -> None:
+    laws.missing_classes_do_not_matter(case, *pair)
 
 
-@claiming("missing", "oracle", "rows_independent")
+@claiming("missing", "oracle", "samples_independent")
 @given(data=st.data())
-def test_minus_infinity_agrees_with_oracle(case: LossCase, data: st.DataObject) -> None:
+def test_logits_of_minus_infinity_agree_with_oracle(case: LossCase, data: st.DataObject) -> None:
     laws.agrees_with_oracle(case, *data.draw(logit_pairs(kinds=case.missing, dtypes=DOUBLE)))
 
 
@@ -186,26 +191,26 @@ def test_module_equals_function(case: LossCase, pair: Pair) -> None:
 @every_loss
 @settings(max_examples=8)
 @given(data=st.data())
-def test_derivatives_are_right(case: LossCase, data: st.DataObject) -> None:
+def test_derivatives_match_finite_differences(case: LossCase, data: st.DataObject) -> None:
     small = {"min_batch": 1, "sequences": False, "classes": (1, 2, 3, 5)}
     pairs = logit_pairs(kinds=case.smooth, dtypes=DOUBLE, **small)
-    laws.derivatives_are_right(case, *data.draw(pairs))
+    laws.derivatives_match_finite_differences(case, *data.draw(pairs))
 
 
 @every_loss
 @given(data=st.data(), rng=generators())
-def test_forward_mode_equals_backward(
+def test_forward_mode_equals_backward_mode(
     case: LossCase, data: st.DataObject, rng: torch.Generator
 ) -> None:
     student, teacher = data.draw(logit_pairs(kinds=case.oracle_kinds, dtypes=FULL))
     tangent = torch.randn(student.shape, generator=rng, dtype=student.dtype)
-    laws.forward_mode_equals_backward(case, student, teacher, tangent)
+    laws.forward_mode_equals_backward_mode(case, student, teacher, tangent)
 
 
 @every_loss
-def test_vmap_equals_a_loop(case: LossCase) -> None:
+def test_vmap_equals_loop(case: LossCase) -> None:
     student, teacher = torch.randn(2, 3, 4, 5)
-    laws.vmap_equals_a_loop(case, student, teacher, torch.rand(3, 4) < 0.5)
+    laws.vmap_equals_loop(case, student, teacher, torch.rand(3, 4) < 0.5)
 
 
 @every_loss
@@ -215,5 +220,5 @@ def test_compiled_equals_eager(case: LossCase) -> None:
 
 
 @every_loss
-def test_survives_copies(case: LossCase) -> None:
-    laws.survives_copies(case, *torch.randn(2, 4, 5))
+def test_copies_equal_the_original(case: LossCase) -> None:
+    laws.copies_equal_the_original(case, *torch.randn(2, 4, 5))

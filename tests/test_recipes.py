@@ -1,4 +1,4 @@
-"""What the recipes of the documentation promise."""
+"""The pages of recipes: short snippets, and a complete index."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from recipes import PAGES, headings, snippets
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in PAGES.glob("*.md")))
-def test_a_recipe_is_short_and_its_page_is_listed(page: str) -> None:
+def test_page_is_in_the_index_and_has_short_snippets(page: str) -> None:
     assert page == "index" or f"\n{page}\n" in (PAGES / "index.md").read_text()
     for heading in headings(page):
         for snippet in snippets(page, heading):

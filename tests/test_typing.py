@@ -1,4 +1,4 @@
-"""A user's file: `mypy --strict` knows the types of what the package gives, and it runs."""
+"""User code that `mypy --strict` accepts, with the types that the package returns."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ from msdlosses import (
     functional,
     modality_saliency,
 )
-from msdlosses.meta import WeightStatistics, meta_gradient
+from msdlosses.meta import meta_gradient
 
 Batch = Mapping[str, Any]
 
 
 class Student(nn.Module):
-    """Picture and text, each through a layer of its own."""
+    """A linear layer for each modality."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.picture = nn.Linear(4, 3)
-        self.words = nn.Linear(2, 3)
+        self.image = nn.Linear(4, 3)
+        self.text = nn.Linear(2, 3)
 
     def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
         return self.head(**self.towers(pixels, words))
 
     def towers(self, pixels: Tensor, words: Tensor) -> dict[str, Tensor]:
-        return {"image": self.picture(pixels), "text": self.words(words)}
+        return {"image": self.image(pixels), "text": self.text(words)}
 
     def head(self, image: Tensor, text: Tensor) -> Tensor:
         return image + text
 
 
 class AbsoluteLoss(DistillationLoss):
-    """A loss of the user's own."""
+    """A custom loss."""
 
-    def rows(
+    def per_sample(
         self,
         student: Tensor,
         teacher: Tensor,
@@ -80,7 +80,7 @@ class AbsoluteLoss(DistillationLoss):
 
 
 class HalfWeighting(Weighting):
-    """A weighting of the user's own."""
+    """A custom weighting."""
 
     def forward(
         self,
@@ -94,8 +94,8 @@ class HalfWeighting(Weighting):
         return torch.full_like(terms, 0.5)
 
 
-def negated(batch: Batch) -> Batch:
-    """A masker of the user's own."""
+def negate_pixels(batch: Batch) -> Batch:
+    """A custom masker."""
     return {**batch, "pixels": -batch["pixels"]}
 
 
@@ -107,7 +107,7 @@ def make_views() -> ModalityViews:
     return ModalityViews(image=Fill(pixels=0.0), text=Fill(words=0.0), ignore=("index",))
 
 
-def logits() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def make_logits() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     student, teacher = ({view: torch.randn(6, 3) for view in make_views().names} for _ in range(2))
     return student, teacher, torch.randint(3, (6,))
 
@@ -122,9 +122,9 @@ def test_masking() -> None:
     assert_type(views.valid(present), Tensor)
     mean = MeanFill("pixels").fit([batch])
     assert_type(mean, MeanFill)
-    for image in (mean, LearnedFill(pixels=(4,)), Shuffle("pixels"), negated):
-        assert_type(image(batch), Mapping[str, Any])
-        assert ModalityViews(image=image, text=Fill(words=0.0)).names == views.names
+    for masker in (mean, LearnedFill(pixels=(4,)), Shuffle("pixels"), negate_pixels):
+        assert_type(masker(batch), Mapping[str, Any])
+        assert ModalityViews(image=masker, text=Fill(words=0.0)).names == views.names
     assert_type(ModalityDropout(views, p=0.5)(batch), Mapping[str, Any])
 
 
@@ -133,7 +133,7 @@ def test_losses() -> None:
     losses: list[DistillationLoss] = [
         KDLoss(2.0, standardize=True),
         ReverseKDLoss(skew=0.1),
-        JSDLoss(beta=0.5, reduction="sum"),
+        JSDLoss(2.0, beta=0.5, reduction="sum"),
         DKDLoss(alpha=1.0, beta=2.0),
         DISTLoss(inter=1.0),
         LogitMSELoss(dim=-1),
@@ -145,7 +145,7 @@ def test_losses() -> None:
     ]
     for loss in losses:
         assert_type(loss(student, teacher, target), Tensor)
-        assert_type(loss.rows(student, teacher, target), Tensor)
+        assert_type(loss.per_sample(student, teacher, target), Tensor)
 
 
 def test_functions() -> None:
@@ -158,7 +158,7 @@ def test_functions() -> None:
 
 
 def test_msd() -> None:
-    student, teacher, target = logits()
+    student, teacher, target = make_logits()
     msd = MSDLoss({view: KDLoss() for view in student}, reduction="mean")
     assert_type(msd(student, teacher), Tensor)
     assert_type(msd.terms(student, teacher), Tensor)
@@ -169,7 +169,7 @@ def test_msd() -> None:
 
 
 def test_weightings() -> None:
-    student, teacher, target = logits()
+    student, teacher, target = make_logits()
     names = make_views().names
     weightings: list[Weighting] = [
         FixedWeighting(full=1.0, image=0.5, text=0.25),
@@ -187,7 +187,7 @@ def test_weightings() -> None:
 
 
 def test_learned_weights() -> None:
-    student, batch, (_, teacher, target) = Student(), make_batch(), logits()
+    student, batch, (_, teacher, target) = Student(), make_batch(), make_logits()
     views = make_views()
     weights = WeightNet(views.names, num_classes=3)
     msd = MSDLoss(KDLoss(), weights)
@@ -202,8 +202,9 @@ def test_learned_weights() -> None:
 
     step = learner.step(inner, outer)
     assert_type(step, MetaStep)
+    assert_type(step.inner, Tensor)
     assert_type(step.outer, Tensor | None)
-    assert_type(step.weights["full"], WeightStatistics)
+    assert_type(step.engine, str | None)
     assert_type(learner.gradient(inner, outer), tuple[Tensor, ...])
     assert_type(meta_gradient(inner, outer, student, optimizer, weights), tuple[Tensor, ...])
 

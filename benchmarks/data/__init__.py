@@ -1,1 +1,1 @@
-"""The packs of the study and the scripts that build them."""
+"""The data of the study, and the scripts that build them."""

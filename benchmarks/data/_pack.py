@@ -1,4 +1,4 @@
-"""What the two builder scripts share: text as bytes, the command line, writing, comparing."""
+"""Shared by the two build scripts: text as bytes, command line, writing, and comparing."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Pack = Mapping[str, Array]
 
 
 def encode(lines: Sequence[str]) -> Array:
-    """Lines as one array of UTF-8 bytes, so that a pack needs no pickle and little room."""
+    """Return lines as one array of UTF-8 bytes, which needs no pickle and little space."""
     return np.frombuffer("\n".join(lines).encode(), dtype=np.uint8)
 
 
 def decode(text: Array) -> list[str]:
-    """The lines of `encode`."""
+    """Invert `encode`."""
     return text.tobytes().decode().split("\n")
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """The options that both scripts have."""
-    found = argparse.ArgumentParser(
+    """Return a parser with the options of both scripts."""
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    task = found.add_mutually_exclusive_group()
+    task = parser.add_mutually_exclusive_group()
     task.add_argument(
         "--out", type=Path, default=Path(output), help=f"file to write (default: {output})"
     )
     task.add_argument(
-        "--check", type=Path, metavar="PACK", help="write nothing, compare with this pack"
+        "--check", type=Path, metavar="PACK", help="compare with this pack, and write nothing"
     )
-    return found
+    return parser
 
 
 def finish(built: Pack, options: argparse.Namespace) -> int:
-    """Write the pack or compare it; the exit status is 1 where the comparison fails."""
+    """Write the pack, or compare it. Return the exit status: 1 if there are differences."""
     if options.check is not None:
         with np.load(options.check) as shipped:
             return compare(built, dict(shipped))
-    # Any: to a type checker the fields' names might be `allow_pickle`, which is a bool.
+    # Any, because a type checker assumes that a field could be named `allow_pickle`, a bool.
     fields: Any = dict(built)
     np.savez_compressed(options.out, **fields)
     print(f"wrote {options.out}")
@@ -52,7 +52,7 @@ def finish(built: Pack, options: argparse.Namespace) -> int:
 
 
 def compare(built: Pack, shipped: Pack) -> int:
-    """Print each field's differences; 0 where every field is equal bit for bit."""
+    """Print the differences by field. Return 0 if all fields are equal bit for bit, else 1."""
     if list(built) != list(shipped):
         print(f"fields: built {list(built)}, shipped {list(shipped)}")
     shared = [name for name in shipped if name in built]
@@ -63,7 +63,7 @@ def compare(built: Pack, shipped: Pack) -> int:
 
 
 def difference(built: Array, shipped: Array) -> str:
-    """What differs between two fields, in words; empty where nothing does."""
+    """Describe the differences between two fields; empty if there are none."""
     if built.dtype == shipped.dtype and np.array_equal(built, shipped):
         return ""
     if is_text(shipped):
@@ -82,12 +82,12 @@ def difference(built: Array, shipped: Array) -> str:
 
 
 def is_text(field: Array) -> bool:
-    """Whether a field is encoded lines: only they hold a newline and nothing below it."""
+    """Whether a field is encoded lines, whose smallest byte is a newline."""
     return field.ndim == 1 and field.dtype == np.uint8 and field.size > 0 and field.min() == 10
 
 
 def text_difference(built: Sequence[str], shipped: Sequence[str], show: int = 5) -> str:
-    """How many lines differ and the first few of them."""
-    pairs = [(ours, theirs) for ours, theirs in zip(built, shipped, strict=False) if ours != theirs]
+    """Return how many lines differ, and the first few of them."""
+    pairs = [(new, old) for new, old in zip(built, shipped, strict=False) if new != old]
     head = f"built {len(built)} lines, shipped {len(shipped)}, {len(pairs)} differ"
-    return "\n  ".join([head, *(f"{ours!r} != {theirs!r}" for ours, theirs in pairs[:show])])
+    return "\n  ".join([head, *(f"{new!r} != {old!r}" for new, old in pairs[:show])])

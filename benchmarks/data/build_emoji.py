@@ -1,20 +1,20 @@
-"""Build emoji24_nf.npz: emoji of two vendors with names and keywords, to be sorted by group.
+"""Build emoji24_nf.npz: emoji of two vendors with names and keywords, to classify by group.
 
-Sources (npm; the drawings' names are those of the CLDR, as are the labels of emojibase):
+Sources (npm; drawings have the names of the CLDR, and so do the labels of emojibase):
   @iconify-json/noto 1.2.9               drawings of Google's Noto Emoji (Apache-2.0)
   @iconify-json/fluent-emoji-flat 1.2.6  drawings of Microsoft's Fluent Emoji (MIT)
   emojibase-data 17.0.0                  names, keywords, groups (MIT)
-Get them:
+Install them:
   npm install @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-flat@1.2.6 emojibase-data@17.0.0
   pip install numpy pillow resvg-py==0.5.0
-Run it from the root of the repository:
+Run from the root of the repository:
   python -m benchmarks.data.build_emoji --help
-Output, one row per drawing, in the order of Unicode, an emoji's vendors side by side:
+Output, one row per drawing in the order of Unicode, with an emoji's vendors in adjacent rows:
   image   uint8 [n, 24, 24, 3]  red, green, blue on white, 0 to 31
-  y       uint8 [n]             group, 0 to 7 (GROUPS); components and flags are left out
+  y       uint8 [n]             group, 0 to 7 (GROUPS), without components and flags
   vendor  uint8 [n]             0 noto, 1 fluent-emoji-flat
   text    uint8 [bytes]         n lines label|tags|concept, UTF-8, joined by newlines:
-                                the name, its keywords, the key that keeps look-alikes together
+                                the name, its keywords, the key that groups look-alikes
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from PIL import Image
 from benchmarks.data._pack import Array, encode, finish, parser
 
 VENDORS = ("noto", "fluent-emoji-flat")
-GROUPS = (0, 1, 3, 4, 5, 6, 7, 8)  # emojibase's: 2 holds skin tones, 9 holds flags
+GROUPS = (0, 1, 3, 4, 5, 6, 7, 8)  # of emojibase, without 2 (skin tones) and 9 (flags)
 SIDE = 24  # pixels of a stored image
 DRAWN = 64  # drawn at this size, averaged to `AVERAGED`, sharpened down to `SIDE`
 AVERAGED = 32
 BITS = 5
 
-# A word that only says who: without it, the woman, the man and the person are one concept.
+# Without these words, the woman, the man, and the person are one concept.
 WHO = re.compile(r"\b(man|woman|men|women|person|people|male|female|mrs)\b")
-# The first pattern found in a plain label replaces it: families of drawings that look alike.
+# The first pattern that matches a plain label replaces it, because these drawings look alike.
 FAMILIES = (
     (re.compile(r"^family\b"), "family"),
     (re.compile(r"^(kiss|couple)"), "couple"),
@@ -53,25 +53,25 @@ FAMILIES = (
 
 
 def icon_name(label: str) -> str:
-    """Name of a label's drawing: `OK hand` is `ok-hand`, `piñata` is `pinata`."""
+    """Return the name of a label's drawing: `ok-hand` for `OK hand`, `pinata` for `piñata`."""
     plain = unicodedata.normalize("NFD", label).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"[.!()]", "", plain)).strip("-")
 
 
 def concept(label: str) -> str:
-    """Key of an emoji and its look-alikes, which a split must not part."""
+    """Return the key of an emoji and its look-alikes, which a split must keep together."""
     plain = re.sub(r"[^a-z0-9]+", " ", label.lower()).strip()
     for pattern, name in FAMILIES:
         if pattern.search(plain):
             return name
-    # What follows `medium` or `facing right` says only which of several versions it is.
+    # Text after `medium` or `facing right` only distinguishes versions of an emoji.
     short = re.sub(r"\b(medium|facing right)\b.*", "", WHO.sub("", plain))
     return " ".join(short.split()) or plain
 
 
 def svg(icons: dict[str, Any], name: str) -> str | None:
-    """A drawing of an Iconify set as SVG; None where the set lacks it."""
-    # An alias may also mirror its parent. The pack was made without that: one drawing of it
+    """Return a drawing of an Iconify set as SVG, or None if the set lacks it."""
+    # An alias may also mirror its parent, which the committed pack ignores: one of its drawings
     # (backhand index pointing right, by Fluent) points to the left.
     parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
     icon = icons["icons"].get(parent)
@@ -85,7 +85,7 @@ def svg(icons: dict[str, Any], name: str) -> str | None:
 
 
 def draw(source: str) -> Array:
-    """An SVG as `SIDE` x `SIDE` pixels of `BITS` bits."""
+    """Return an SVG as `SIDE` x `SIDE` pixels of `BITS` bits."""
     png = resvg_py.svg_to_bytes(
         svg_string=source, width=DRAWN, height=DRAWN, background="#ffffff", skip_system_fonts=True
     )
@@ -95,28 +95,27 @@ def draw(source: str) -> Array:
 
 
 def load(path: Path) -> Any:
-    """A JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def rows(modules: Path) -> list[tuple[str, int, int, str]]:
-    """SVG, group, vendor and text of each drawing."""
+    """Return the SVG, group, vendor, and text of each drawing."""
     sets = [load(modules / "@iconify-json" / vendor / "icons.json") for vendor in VENDORS]
     emojis = load(modules / "emojibase-data" / "en" / "data.json")
     kept = [emoji for emoji in emojis if emoji.get("group") in GROUPS]
-    found = []
+    drawings = []
     for emoji in sorted(kept, key=lambda emoji: emoji["order"]):
         label = emoji["label"]
         text = "|".join([label, " ".join(emoji["tags"]), concept(label)])
         for vendor, icons in enumerate(sets):
             source = svg(icons, icon_name(label))
             if source is not None:
-                found.append((source, GROUPS.index(emoji["group"]), vendor, text))
-    return found
+                drawings.append((source, GROUPS.index(emoji["group"]), vendor, text))
+    return drawings
 
 
 def build(modules: Path) -> dict[str, Array]:
-    """The pack's fields."""
+    """Return the fields of the pack."""
     sources, groups, vendors, texts = zip(*rows(modules), strict=True)
     return {
         "image": np.stack([draw(source) for source in sources]),
@@ -127,13 +126,12 @@ def build(modules: Path) -> dict[str, Array]:
 
 
 def main() -> int:
-    """Build, then write or compare."""
     options = parser(__doc__, "emoji24_nf.npz")
     options.add_argument(
-        "--node-modules", type=Path, default=Path("node_modules"), help="where npm put the sources"
+        "--node-modules", type=Path, default=Path("node_modules"), help="folder of npm's packages"
     )
-    chosen = options.parse_args()
-    return finish(build(chosen.node_modules), chosen)
+    args = options.parse_args()
+    return finish(build(args.node_modules), args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Building a cache: which samples are missing, and the processes that share the work."""
+"""Building a cache: finding the samples that are missing, in one process or several."""
 
 from __future__ import annotations
 
@@ -12,78 +12,79 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from msdlosses._checks import batches_of, listing
-from msdlosses.cache._records import Record, check_rows
-from msdlosses.cache._shards import Array, Build, Layout, Writer
+from msdlosses._batches import move
+from msdlosses._checks import batches_of, check_holds, check_that, expected
+from msdlosses.cache._records import Record, as_rows
+from msdlosses.cache._shards import Array, Layout
+from msdlosses.cache._writing import BuildFolder, ShardWriter
 from msdlosses.masking import ModalityViews
-from msdlosses.masking._batches import move
 
 INDEX = "index"
 
 
 class Builder:
-    """Gives the teacher what is not on disk yet, and appends what it says."""
+    """Runs the teacher on samples that are not on disk yet, and appends its logits."""
 
-    def __init__(self, files: Build, ranks: Ranks, index: str, top_k: int | None) -> None:
-        self.writer = Writer(files.folder, ranks.number)
+    def __init__(
+        self, files: BuildFolder, processes: Processes, index: str, top_k: int | None
+    ) -> None:
+        self.writer = ShardWriter(files.folder, processes.rank)
         self.mark = files.mark
-        self.alone = ranks.size == 1
+        self.several = processes.size > 1
         self.index = index
         self.top_k = top_k
         self.indexed: bool | None = None
         self.layout: Layout | None = None
         self.seen = 0
-        self.claimed, self.earlier = Rows(), Rows()
+        self.claimed, self.earlier = RowSet(), RowSet()
         for part in files.parts():
             self.earlier.add(part.rows)
 
     def run(self, teacher: Any, views: ModalityViews, loader: Any, device: Any) -> None:
-        """One batch late: a GPU has the next to work on while the last is waited for."""
-        before: Record | None = None
+        """Write each batch while a GPU already works on the next one."""
+        previous: Record | None = None
         with closing(self.writer):
-            for batch in batches_of(loader):
+            for batch in batches_of("loader", loader):
                 record = self._record(teacher, views, batch, device)
-                self._write(before)
-                before = record
-            self._write(before)
+                self._write(previous)
+                previous = record
+            self._write(previous)
 
     def _record(
         self, teacher: Any, views: ModalityViews, batch: Mapping[str, Any], device: Any
     ) -> Record | None:
-        rest = {name: entry for name, entry in batch.items() if name != self.index}
-        size, _ = views.size(rest)
-        rows = check_rows(self._rows(batch, size), size)
+        inputs = {name: entry for name, entry in batch.items() if name != self.index}
+        size, _ = views.size_and_device(inputs)
+        rows = as_rows(self._rows(batch, size), size)
         missing = self._claim(rows)
         if not missing.any():
             return None
-        logits = views(teacher, rest if device is None else move(rest, device))
+        logits = views(teacher, inputs if device is None else move(inputs, device))
         return Record(rows, missing, logits, self.top_k)
 
     def _rows(self, batch: Mapping[str, Any], size: int) -> Any:
-        """The batch's index, or where its samples come in the order of the loader."""
+        """Return the batch's index, or the positions of its samples in the loader."""
         indexed = self.index in batch
-        # A name that was asked for is no option; several loaders have no one order.
-        if not indexed and not (self.index == INDEX and self.alone):
-            raise KeyError(f"Expected the batch to hold `{self.index}`, got {listing(batch)}.")
-        if self.indexed not in (None, indexed):
-            raise KeyError(
-                f"Expected `{self.index}` in all batches or in none, got it in some: samples "
-                "would be told apart in two ways."
-            )
+        # An explicit `index` must exist in the batch; with several loaders there is no common
+        # order to fall back on.
+        if self.index != INDEX or self.several:
+            check_holds("batch", batch, self.index)
+        same = self.indexed in (None, indexed)
+        check_that(f"`{self.index}` in all batches or in none", same, "some", error=KeyError)
         self.indexed = indexed
         self.seen += size
         return batch[self.index] if indexed else torch.arange(self.seen - size, self.seen)
 
     def _claim(self, rows: Array) -> Array:
-        """Which of the rows an earlier build has not written."""
+        """Return which of the rows an earlier build has not written."""
         if rows.size and rows.min() < 0:
-            raise IndexError(f"Expected `index` of 0 or more, got {rows.min()}.")
+            raise IndexError(expected("`index` of 0 or more", rows.min()))
         values, counts = np.unique(rows, return_counts=True)
-        twice = values[(counts > 1) | self.claimed.has(values)]
-        if len(twice):
-            raise ValueError(f"Expected each index once, got {twice[0]} again.")
+        repeated = values[(counts > 1) | self.claimed.contains(values)]
+        again = f"{', '.join(map(str, repeated[:1]))} again"
+        check_that("each `index` once", not len(repeated), again)
         self.claimed.add(rows)
-        return ~self.earlier.has(rows)
+        return ~self.earlier.contains(rows)
 
     def _write(self, record: Record | None) -> None:
         if record is None:
@@ -91,62 +92,65 @@ class Builder:
         if self.layout is None:
             self.layout = Layout(self.mark, record.shapes, self.top_k)
         for view, shape in record.shapes.items():
-            if shape != self.layout.shapes[view]:
-                raise ValueError(
-                    f"Expected each sample's logits of shape {self.layout.shapes[view]} for "
-                    f"`{view}`, as before, got {shape}."
-                )
-        self.writer.append(self.layout, record.rows, record.arrived(self.layout.dtype))
+            before = self.layout.shapes[view]
+            check_that(f"logits of shape {before} for `{view}`, as before", shape == before, shape)
+        self.writer.append(self.layout, record.rows, record.wait(self.layout.dtype))
 
 
-class Rows:
+class RowSet:
     """A set of rows."""
 
     def __init__(self) -> None:
         self.flags = np.zeros(0, dtype=bool)
 
     def add(self, rows: Array) -> None:
-        top = int(rows.max(initial=-1)) + 1
-        if top > len(self.flags):
-            self.flags = np.concatenate([self.flags, np.zeros(2 * top, dtype=bool)])
+        """Add rows."""
+        end = int(rows.max(initial=-1)) + 1
+        if end > len(self.flags):
+            self.flags = np.concatenate([self.flags, np.zeros(2 * end, dtype=bool)])
         self.flags[rows] = True
 
-    def has(self, rows: Array) -> Array:
-        known = rows < len(self.flags)
-        found: Array = known & self.flags[np.where(known, rows, 0)] if known.any() else known
-        return found
+    def contains(self, rows: Array) -> Array:
+        """Return which of the rows are in the set."""
+        within = rows < len(self.flags)
+        if not within.any():
+            return within
+        contained: Array = within & self.flags[np.where(within, rows, 0)]
+        return contained
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The processes that build together: the number of this one, and how many there are."""
+class Processes:
+    """The processes that build a cache together."""
 
-    number: int = 0
+    rank: int = 0
     size: int = 1
     group: Any = None
 
     def wait(self) -> None:
-        """Until all have come this far."""
+        """Wait for all processes."""
         if self.size > 1:
             distributed.barrier(group=self.group)
 
 
 @contextmanager
-def together(group: Any) -> Iterator[Ranks]:
+def all_processes(group: Any) -> Iterator[Processes]:
+    """Join the processes of a group, by default all of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        yield Ranks()
+        yield Processes()
         return
-    # Gloo: who is done first waits for the others, for longer than NCCL would let it.
+    # Gloo, because the first process to finish may wait for longer than NCCL allows.
     own = group or distributed.new_group(timeout=timedelta(days=365), backend="gloo")
     try:
-        yield Ranks(distributed.get_rank(own), distributed.get_world_size(own), own)
+        yield Processes(distributed.get_rank(own), distributed.get_world_size(own), own)
     finally:
         if own is not group:
             distributed.destroy_process_group(own)
 
 
 @contextmanager
-def evaluating(teacher: Any) -> Iterator[None]:
+def evaluation_mode(teacher: Any) -> Iterator[None]:
+    """Put the teacher's modules into evaluation mode, and back into their own modes."""
     modules = list(teacher.modules()) if isinstance(teacher, nn.Module) else []
     modes = [module.training for module in modules]
     for module in modules:

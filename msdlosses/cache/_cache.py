@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msdlosses._checks import check_size, describe
-from msdlosses.cache._build import INDEX, Builder, evaluating, together
-from msdlosses.cache._records import check_rows, expand, to_device
-from msdlosses.cache._shards import FORMAT, MANIFEST, Build, Shards, read_manifest
+from msdlosses._checks import check_integer, check_that, check_type, expected
+from msdlosses.cache._build import INDEX, Builder, all_processes, evaluation_mode
+from msdlosses.cache._records import as_rows, expand, to_device
+from msdlosses.cache._shards import FORMAT, MANIFEST, Shards, read_manifest
+from msdlosses.cache._writing import BuildFolder
 from msdlosses.masking import ModalityViews, Shuffle
 
 
 class TeacherCache:
-    """The teacher's logits of every view, by the sample's index: `cache[index]`.
+    """The teacher's logits on every view, indexed by sample: ``cache[index]``.
 
-    Make one with `build` or `open`. It is memory-mapped: only what is read is loaded, workers of
-    a DataLoader share it, and pickling hands on the path alone.
+    Create one by `build` or `open`. The cache is memory-mapped: only what is read is loaded,
+    workers of a DataLoader share it, and pickling it stores only the path.
 
     Shape:
         ``index``: (N,) of integers. Each view: (N, ...), as the teacher returned it, in float32.
@@ -57,67 +58,73 @@ class TeacherCache:
         top_k: int | None = None,
         group: Any = None,
     ) -> TeacherCache:
-        """Run the teacher over the data, once, in evaluation mode, and keep its logits in fp16.
+        """Run the teacher over the data once, in evaluation mode, and store its logits in fp16.
 
-        A build that was killed goes on where it stopped when it is started again with the same
-        fingerprint: batches that are on disk are not given to the teacher. Without a fingerprint
-        nothing says that the teacher is the same one, and all is built anew.
+        Start an interrupted build again with the same fingerprint to resume it: the teacher does
+        not see batches that are on disk. Without a fingerprint the teacher cannot be known to be
+        the same, and everything is built again.
 
         Under `torch.distributed` every process of the group calls `build`, with a folder that all
-        of them see and its own part of the data, such as a `DistributedSampler` gives it. The
-        batches need an index then; a sample that several processes were given is kept once.
+        of them can access and with its own part of the data, for instance from a
+        `DistributedSampler`. The batches then need an index; a sample that several processes get
+        is stored once.
 
         Args:
-            teacher: the model, left in the mode in which it came.
-            views: which views of it to keep.
+            teacher: the model. Its mode is restored afterwards.
+            views: the views to store.
             loader: any iterable of batch mappings, or of pairs ``(batch, target)``;
                 ``tqdm(loader)`` shows progress.
             path: the folder.
-            index: the entry that gives each sample's row; the teacher is not given it. Without
-                an entry ``"index"`` samples count in the order of the loader.
-            fingerprint: says what the logits are of, for a later `build` or `open` to compare:
-                the teacher's version, the data's.
-            device: where batches are moved to; None leaves them where they are. Those in pinned
-                memory (a DataLoader's ``pin_memory=True``) are moved while the teacher works.
-            top_k: keep the k largest logits alone, with their classes, and what the others add
-                up to: for vocabularies whose logits would not fit on a disk. **What is lost**:
-                which of the other classes are likely. They are read as equally likely, classes
-                at ``-inf`` among them. So distillation by a divergence of softmax is nearly right
-                at a temperature of 1; at 2 and above, where the others weigh more than the
-                largest, its gradient can be more wrong than right.
+            index: the entry with the row of each sample, which the teacher does not get. Without
+                an entry ``"index"``, samples are numbered in the order of the loader.
+            fingerprint: identifies the logits, such as by the versions of teacher and data. A later
+                `build` or `open` compares it.
+            device: the device to move batches to; None does not move them. Batches in pinned memory
+                (``pin_memory=True`` of a DataLoader) move while the teacher is working.
+            top_k: store only the k largest logits, with their classes, and the sum of the others:
+                for vocabularies whose logits do not fit on a disk. **This loses** which of the
+                other classes are likely. They are read as equally likely, even classes at
+                ``-inf``. Distillation by a softmax divergence is then nearly right at a
+                temperature of 1. At 2 and above, where the others weigh more than the largest, its
+                gradient can be more wrong than right.
             group: the processes that build together; by default all of them. They wait for each
-                other, which a group of gloo with a long timeout can do best.
+                other, so use a gloo group with a long timeout.
 
         Raises:
             FileExistsError: the folder holds a finished cache.
-            TypeError: views, a loader, an index or ``top_k`` of the wrong kind.
-            KeyError: a batch without the index that was named, that earlier batches had, or that
+            TypeError: views, a loader, an index, or ``top_k`` has the wrong type.
+            KeyError: a batch lacks the index that was requested, that earlier batches had, or that
                 several processes need.
-            IndexError: an index below 0.
-            ValueError: logits that are NaN or that fp16 can't hold, whose shape changes, an index
-                that comes twice, a masker that takes values from other samples, no data, no more
+            IndexError: an index is negative.
+            ValueError: logits are NaN, too large for fp16, or change their shape; an index is
+                repeated; a masker uses other samples; there are no samples; or there are no more
                 than ``top_k`` classes.
         """
-        _check_build(views, top_k)
-        folder, files = Path(path), Build(Path(path))
-        with together(group) as ranks:
+        check_type("views", views, ModalityViews, "a ModalityViews")
+        shuffled = any(isinstance(module, Shuffle) for module in views.modules())
+        check_that("`views` whose maskers depend on one sample only", not shuffled, "Shuffle")
+        if top_k is not None:
+            check_integer("top_k", top_k, least=1)
+        folder, files = Path(path), BuildFolder(Path(path))
+        with all_processes(group) as processes:
             if (folder / MANIFEST).exists():
                 raise FileExistsError(
-                    f"Expected no cache at {folder}, got a finished one: open it."
+                    f"{folder} already holds a finished cache. Use `TeacherCache.open` or another "
+                    "path."
                 )
-            ranks.wait()
-            if ranks.number == 0:
+            processes.wait()
+            if processes.rank == 0:
                 names = list(views.names)
                 files.begin({"fingerprint": fingerprint, "names": names, "top_k": top_k})
-            ranks.wait()
-            builder = Builder(files, ranks, index, top_k)
-            ranks.wait()  # all have read what was there, before any adds to it
-            with evaluating(teacher), torch.no_grad():
+            processes.wait()
+            builder = Builder(files, processes, index, top_k)
+            processes.wait()  # all have read what is on disk, before any of them adds to it
+            with evaluation_mode(teacher), torch.no_grad():
                 builder.run(teacher, views, loader, device)
-            ranks.wait()
-            if ranks.number == 0:
+            processes.wait()
+            if processes.rank == 0:
                 files.finish(fingerprint)
-            ranks.wait()
+            processes.wait()
         return cls.open(folder)
 
     @classmethod
@@ -126,26 +133,25 @@ class TeacherCache:
 
         Args:
             path: the folder that `build` filled.
-            fingerprint: the one that the cache must have; None takes any.
+            fingerprint: the fingerprint that the cache must have; None accepts any.
 
         Raises:
-            FileNotFoundError: no finished cache is there.
-            ValueError: another fingerprint; a file that is cut short or not of this cache.
+            FileNotFoundError: there is no finished cache.
+            ValueError: the fingerprint differs, or a file is truncated or belongs to another cache.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
-        found = manifest.get("fingerprint")
-        if fingerprint is not None and found != fingerprint:
-            raise ValueError(
-                f"Expected a cache of fingerprint {fingerprint!r} at {folder}, got {found!r}."
-            )
+        actual = manifest.get("fingerprint")
+        same = fingerprint in (None, actual)
+        check_that(f"the fingerprint {fingerprint!r} of the cache at {folder}", same, repr(actual))
         try:
             return cls(folder, manifest)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"Expected a whole manifest of {FORMAT!r} at {folder}, got one that lacks "
-                f"or garbles {error}."
-            ) from None
+            what, advice = (
+                f"a complete manifest of {FORMAT!r} at {folder}",
+                "Build the cache again.",
+            )
+            raise ValueError(expected(what, f"an error with {error}", advice)) from None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,24 +159,23 @@ class TeacherCache:
         return tuple(self._shards.layout.shapes)
 
     def __len__(self) -> int:
-        """The number of rows: one more than the largest index."""
+        """Return the number of rows: the largest index plus one."""
         return self._shards.rows
 
     def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
-        """The logits of some samples: view -> (N, ...) in float32, on the index's device.
+        """Return the logits of some samples: view -> (N, ...) in float32, on the index's device.
 
-        An index on a GPU has to be waited for: where the loop must not wait, read in the
-        loader's workers.
+        This waits for an index on a GPU. Read in the workers of the loader if that is too slow.
 
         Args:
             index: (N,) of integers.
 
         Raises:
-            TypeError: an index that is no tensor of integers.
-            ValueError: an index of another shape.
-            IndexError: a row out of range, or one that was never written.
+            TypeError: ``index`` is not a tensor of integers.
+            ValueError: ``index`` has another shape.
+            IndexError: a row is out of range or was never written.
         """
-        records = self._shards.take(check_rows(index))
+        records = self._shards.take(as_rows(index))
         return {
             view: expand(to_device(records[view], index.device), shape)
             for view, shape in self._shards.layout.shapes.items()
@@ -181,15 +186,3 @@ class TeacherCache:
 
     def __repr__(self) -> str:
         return f"TeacherCache({str(self.path)!r}, views={self.names}, rows={len(self)})"
-
-
-def _check_build(views: Any, top_k: Any) -> None:
-    if not isinstance(views, ModalityViews):
-        raise TypeError(f"Expected `views` to be a ModalityViews, got {describe(views)}.")
-    if any(isinstance(module, Shuffle) for module in views.modules()):
-        raise ValueError(
-            "Expected maskers that need the sample alone, got Shuffle: the student's batches "
-            "will not be those of the cache."
-        )
-    if top_k is not None:
-        check_size("top_k", top_k)

@@ -1,28 +1,35 @@
-"""Losses on targets, one value per row: what a weighting measures a teacher by."""
+"""Task losses, by which a weighting measures a teacher."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from msdlosses._checks import check_floating, check_indices, describe, untrue
-from msdlosses.functional._rows import widen
+from msdlosses._checks import (
+    any_violated,
+    check_classes_exist,
+    check_floating,
+    check_that,
+    describe,
+    expected,
+)
+from msdlosses._formulas import tasks
+from msdlosses._formulas.logits import upcast
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy of each row, the classes on the last axis.
+    """Compute the cross entropy of each sample; the classes are the last axis.
 
     Args:
         logits: of the classes.
         target: class indices.
 
     Shape:
-        ``logits``: (..., C). ``target`` and what is returned: (...).
+        ``logits``: (..., C). ``target`` and the result: (...).
 
     Raises:
-        TypeError: logits that are no floating-point tensor, a target that is none of integers.
-        ValueError: a target of another shape or device.
-        IndexError: a target that is no class.
+        TypeError: ``logits`` is not a floating-point tensor, or ``target`` is not an integer one.
+        ValueError: ``target`` has the wrong shape or device.
+        IndexError: a target is not a class.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
@@ -31,24 +38,23 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     Source: [built on] `torch.nn.functional.cross_entropy`, here in float32 or wider.
     """
     check_floating("logits", logits)
-    check_indices("target", target, logits.shape[:-1], logits.shape[-1], device=logits.device)
-    log_p = F.log_softmax(widen(logits), -1)
-    return -log_p.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
+    check_classes_exist("target", target, logits)
+    return tasks.cross_entropy(upcast(logits), target)
 
 
 def multilabel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy summed over classes, for labels of which several can hold at once.
+    """Compute the binary cross entropy of each sample, summed over the classes.
 
     Args:
         logits: of the classes.
-        target: scores in [0, 1], such as the shares of annotators who gave an answer.
+        target: scores in [0, 1], such as the share of annotators who gave an answer.
 
     Shape:
         ``logits`` and ``target``: (..., C). Returns (...).
 
     Raises:
-        TypeError: logits or scores that are no floating-point tensors.
-        ValueError: scores of another shape or device, or outside [0, 1].
+        TypeError: ``logits`` or ``target`` is not a floating-point tensor.
+        ValueError: ``target`` has another shape or device, or scores outside [0, 1].
 
     Example:
         >>> multilabel_cross_entropy(torch.zeros(1, 2), torch.tensor([[1.0, 0.3]]))
@@ -59,12 +65,8 @@ def multilabel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     check_floating("logits", logits)
     check_floating("target", target)
     if target.shape != logits.shape or target.device != logits.device:
-        raise ValueError(
-            f"Expected `target` as `logits`, {describe(logits)} on {logits.device}, "
-            f"got {describe(target)} on {target.device}."
-        )
-    if untrue((target >= 0) & (target <= 1)):
-        raise ValueError("Expected `target` in [0, 1], got scores beyond.")
-    logits = widen(logits)
-    rows = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-    return rows.sum(-1)
+        what = f"`target` like `logits`, {describe(logits)} on {logits.device}"
+        raise ValueError(expected(what, f"{describe(target)} on {target.device}"))
+    outside = any_violated((target >= 0) & (target <= 1))
+    check_that("`target` in [0, 1]", not outside, "scores outside")
+    return tasks.multilabel_cross_entropy(upcast(logits), target)

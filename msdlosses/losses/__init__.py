@@ -1,17 +1,16 @@
-"""Distillation losses: rows first, reduced once; and their weighted sum over views."""
+"""Distillation losses, and their weighted sum over the views of an input."""
 
 from msdlosses.losses._base import DistillationLoss
-from msdlosses.losses._features import HintLoss, RKDLoss, SPLoss
-from msdlosses.losses._msd import MSDLoss, MSDParts
-from msdlosses.losses._response import (
-    DISTLoss,
-    DKDLoss,
-    JSDLoss,
-    KDLoss,
-    LogitMSELoss,
-    MultiLabelKDLoss,
-    ReverseKDLoss,
-)
+from msdlosses.losses._dist import DISTLoss
+from msdlosses.losses._distances import HintLoss, LogitMSELoss
+from msdlosses.losses._dkd import DKDLoss
+from msdlosses.losses._js import JSDLoss
+from msdlosses.losses._kl import KDLoss, ReverseKDLoss
+from msdlosses.losses._msd import MSDLoss
+from msdlosses.losses._multilabel import MultiLabelKDLoss
+from msdlosses.losses._parts import MSDParts
+from msdlosses.losses._rkd import RKDLoss
+from msdlosses.losses._sp import SPLoss
 
 __all__ = [
     "DISTLoss",

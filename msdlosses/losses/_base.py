@@ -1,4 +1,4 @@
-"""What every distillation loss is: rows, of which some may not count, reduced once."""
+"""The base class of all distillation losses."""
 
 from __future__ import annotations
 
@@ -9,46 +9,50 @@ from torch import Tensor, nn
 
 from msdlosses._checks import (
     check_choice,
-    check_given,
+    check_class_indices,
+    check_classes_exist,
     check_integer,
-    check_integers,
     check_mask,
     check_pair,
-    check_size,
+    check_that,
+    describe,
+    expected,
 )
-from msdlosses.functional._rows import column, fill, per_row, without_axis
-from msdlosses.losses._chunks import can_chunk, chunked_rows
+from msdlosses._masks import intersect, unsqueeze_right, zero_invalid
+from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 class DistillationLoss(nn.Module, ABC):
-    """A loss between a student's and a teacher's outputs: a subclass writes `rows`.
+    """Base class of losses between a student's and a teacher's outputs.
+
+    A subclass implements `per_sample`.
 
     Args:
-        dim: the class axis, which a mask of positions, (N, ...), lacks.
-        ignore_index: rows whose target is this index do not count. A loss that has one needs a
-            target.
-        reduction: ``"mean"`` over the rows that count, never over classes; ``"sum"``; or
-            ``"none"``, in which a row that does not count is 0.
-        rows_at_once: compute so many rows at a time, in the backward pass once more, so that
-            nothing but the logits is kept for it; None for all at once. It is for vocabularies
-            so large that memory is short. A loss with it is still derived twice, in forward
-            mode, under `torch.func` and compiled, where it takes all rows at once.
+        dim: the class axis.
+        ignore_index: samples whose target is this index are left out. A loss with an
+            ``ignore_index`` needs a target.
+        reduction: ``"mean"`` over the valid samples, never over the classes; ``"sum"``; or
+            ``"none"``, where a sample that is left out is 0.
+        chunk_size: compute the loss of this many samples at a time, and again in the backward
+            pass, so that only the logits are kept in memory; None computes all at once. For
+            vocabularies that are too large for the memory. The loss remains twice differentiable.
+            In forward mode, under `torch.func`, and in compiled code it is computed all at once.
 
     Shape:
-        ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) unreduced.
+        ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) if unreduced.
 
     Raises:
-        ValueError: an unknown reduction; shapes or devices that differ; no target for the
-            index to ignore; `rows_at_once` below 1, or for a loss that compares samples with
-            each other or whose ``dim`` is not the last axis, -1.
-        TypeError: outputs that are no floating-point tensors, an axis or index that is no integer.
-        IndexError: ``dim`` is no axis of the outputs.
+        ValueError: ``reduction`` is unknown; shapes or devices differ; the target that
+            ``ignore_index`` needs is missing; ``chunk_size`` is below 1, is set for a loss that
+            compares samples with each other, or is set with a ``dim`` other than -1.
+        TypeError: outputs are not floating-point tensors, or an option has the wrong type.
+        IndexError: ``dim`` is not an axis of the outputs.
 
     Example:
         >>> class CosineLoss(DistillationLoss):
-        ...     def rows(self, student, teacher, target=None, *, valid=None):
+        ...     def per_sample(self, student, teacher, target=None, *, valid=None):
         ...         return 1 - torch.cosine_similarity(student, teacher.detach(), dim=self.dim)
         >>> CosineLoss()(torch.eye(3), torch.eye(3))
         tensor(0.)
@@ -57,9 +61,11 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     same_width = True
-    """Student and teacher have as many classes. Losses of features may do without."""
+    """Student and teacher must have equally many classes."""
     relational = False
-    """Samples are compared with each other, so that a row depends on all of them."""
+    """Samples are compared with each other, so that each value depends on all of them."""
+    needs_target = False
+    """`per_sample` needs class indices as its target, which are then checked."""
 
     def __init__(
         self,
@@ -67,32 +73,22 @@ class DistillationLoss(nn.Module, ABC):
         dim: int = -1,
         ignore_index: int | None = None,
         reduction: str = "mean",
-        rows_at_once: int | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         check_integer("dim", dim)
+        check_choice("reduction", reduction, REDUCTIONS)
         if ignore_index is not None:
             check_integer("ignore_index", ignore_index)
-        check_choice("reduction", reduction, REDUCTIONS)
-        if rows_at_once is not None:
-            self._check_chunks(rows_at_once, dim)
+        if chunk_size is not None:
+            self._check_chunk_size(chunk_size, dim)
         self.dim = dim
         self.ignore_index = ignore_index
         self.reduction = reduction
-        self.rows_at_once = rows_at_once
-
-    def _check_chunks(self, rows_at_once: int, dim: int) -> None:
-        check_size("rows_at_once", rows_at_once)
-        if self.relational:
-            raise ValueError(
-                f"Expected no `rows_at_once` for {type(self).__name__}, which compares all samples "
-                f"with each other, got {rows_at_once}."
-            )
-        if dim != -1:
-            raise ValueError(f"Expected `dim` of -1 with `rows_at_once`, got {dim}.")
+        self.chunk_size = chunk_size
 
     @abstractmethod
-    def rows(
+    def per_sample(
         self,
         student: Tensor,
         teacher: Tensor,
@@ -100,62 +96,11 @@ class DistillationLoss(nn.Module, ABC):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """One value per sample, or per position of a sequence: (N, ...).
+        """Return one value per sample, or per position of a sequence: (N, ...).
 
-        Who calls it has filled samples that do not count with zeros and leaves their rows out:
-        `valid` is for losses that compare samples with each other.
+        The caller has checked the arguments and set invalid samples to 0, and discards their
+        values. Only losses that compare samples with each other need ``valid``.
         """
-
-    def check(self, student: Tensor, teacher: Tensor, *, view: str = "") -> None:
-        """Whether this loss can compare these outputs; they are named after their view."""
-        check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
-
-    def counted(
-        self, student: Tensor, target: Tensor | None, valid: Tensor | None
-    ) -> Tensor | None:
-        """Which rows count: those that are valid and whose target is not ignored."""
-        rows = without_axis(student, self.dim)
-        if valid is not None:
-            check_mask("valid", valid, rows, device=student.device)
-        if self.ignore_index is None:
-            return valid
-        target = check_given("target", target, self)
-        check_integers("target", target, rows, device=student.device)
-        kept = target != self.ignore_index
-        if valid is None:
-            return kept
-        axes = max(valid.ndim, kept.ndim)
-        return per_row(valid, axes) & per_row(kept, axes)
-
-    def valid_rows(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """`rows`, 0 for what is not valid, whatever its logits, and without gradient there."""
-        size = self.rows_at_once
-        if size is None or not can_chunk(self, student, target):
-            return self.all_rows(student, teacher, target, valid=valid)
-        return chunked_rows(self, student, teacher, target, valid, size)
-
-    def all_rows(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """`valid_rows`, all at once."""
-        if valid is None:
-            return self.rows(student, teacher, target)
-        # Filled before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
-        invalid = ~per_row(valid, student.ndim - 1).unsqueeze(self.dim)
-        student, teacher = (x.masked_fill(invalid, 0.0) for x in (student, teacher))
-        return fill(self.rows(student, teacher, target, valid=valid), valid)
 
     def forward(
         self,
@@ -165,33 +110,86 @@ class DistillationLoss(nn.Module, ABC):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """The loss.
+        """Compute the loss.
 
         Args:
-            student: its logits.
-            teacher: its logits, of the same shape; they get no gradient.
+            student: logits.
+            teacher: logits of the same shape; they get no gradient.
             target: the labels, for losses that need them.
-            valid: which samples, or positions, count: (N,) or (N, ...) of bool.
+            valid: which samples, or positions, to use: a boolean tensor (N,) or (N, ...).
         """
-        self.check(student, teacher)
-        valid = self.counted(student, target, valid)
-        rows = self.valid_rows(student, teacher, target, valid=valid)
+        mask = self._valid_mask(student, teacher, target, valid)
+        values = self._masked_per_sample(student, teacher, target, mask)
         if self.reduction == "none":
-            return rows
+            return values
         if self.reduction == "sum":
-            return rows.sum()
-        return rows.sum() / _count(rows, valid)
+            return values.sum()
+        return values.sum() / _count(values, mask)
 
-    if TYPE_CHECKING:  # torch's own says that a call returns Any
+    if TYPE_CHECKING:  # torch declares that a call returns Any
         __call__ = forward
+
+    def _valid_mask(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None,
+        valid: Tensor | None,
+        view: str = "",
+    ) -> Tensor | None:
+        """Check the arguments of a call, and return which samples to use; None for all.
+
+        Messages name the view, if there is one.
+        """
+        check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
+        self._require_fit(student)
+        if valid is not None:
+            check_mask("valid", valid, student, self.dim)
+        if self.ignore_index is None and not self.needs_target:
+            return valid
+        if target is None:
+            raise ValueError(expected(f"a `target` for {describe(self)}", None))
+        if self.ignore_index is not None:
+            check_class_indices("target", target, student, self.dim)
+            valid = intersect(valid, target != self.ignore_index)
+        if self.needs_target:
+            check_classes_exist("target", target, student, self.dim, valid)
+        return valid
+
+    def _require_fit(self, student: Tensor) -> None:
+        """Raise an error if an option, such as a temperature per sample, does not fit."""
+
+    def _masked_per_sample(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return `per_sample`, with 0 and no gradient where the mask is False."""
+        if self.chunk_size is None or not can_chunk(self, student, target):
+            return self._all_at_once(student, teacher, target, mask)
+        return chunked_per_sample(self, student, teacher, target, mask, self.chunk_size)
+
+    def _all_at_once(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if mask is None:
+            return self.per_sample(student, teacher, target)
+        # Set to 0 before any arithmetic: 0 * NaN would be NaN, in the gradient as well.
+        invalid = ~unsqueeze_right(mask, student.ndim - 1).unsqueeze(self.dim)
+        student, teacher = student.masked_fill(invalid, 0.0), teacher.masked_fill(invalid, 0.0)
+        return zero_invalid(self.per_sample(student, teacher, target, valid=mask), mask)
+
+    def _check_chunk_size(self, chunk_size: int, dim: int) -> None:
+        check_integer("chunk_size", chunk_size, least=1)
+        check_that("no `chunk_size` for a relational loss", not self.relational, chunk_size)
+        check_that("`dim` to be -1 with `chunk_size`", dim == -1, dim)
 
     def extra_repr(self) -> str:
         ignored = "" if self.ignore_index is None else f", ignore_index={self.ignore_index}"
-        chunks = "" if self.rows_at_once is None else f", rows_at_once={self.rows_at_once}"
+        chunks = "" if self.chunk_size is None else f", chunk_size={self.chunk_size}"
         return f"dim={self.dim}{ignored}, reduction={self.reduction!r}{chunks}"
 
 
-def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:
-    if valid is None:
-        return max(rows.numel(), 1)
-    return column(valid, rows).expand_as(rows).sum().clamp(min=1)
+def _count(values: Tensor, mask: Tensor | None) -> Tensor | int:
+    """Return the number of valid values, but at least 1."""
+    if mask is None:
+        return max(values.numel(), 1)
+    return unsqueeze_right(mask, values.ndim).expand_as(values).sum().clamp(min=1)

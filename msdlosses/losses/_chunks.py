@@ -1,4 +1,4 @@
-"""Rows of a loss a few at a time, so that only the logits are kept for the backward pass."""
+"""Per-sample losses in chunks, so that only the logits are kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,123 +9,128 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from msdlosses.functional._rows import per_row
-
-unpack_dual: Any = forward_ad.unpack_dual  # torch gives it no types
+from msdlosses._masks import unsqueeze_right
+from msdlosses._torch import apply_function, is_transformed
 
 
 def can_chunk(loss: nn.Module, student: Tensor, target: object) -> bool:
-    """Whether rows can be taken in parts here.
+    """Return whether the loss can be computed in chunks here.
 
-    They can't where a transform follows the operations one by one: a compiler, which leaves no
-    temporaries anyway; `torch.func`; forward mode. Nor if a target has not the axes of the rows.
+    It cannot where every operation is traced: by a compiler, which keeps no temporaries anyway,
+    by `torch.func`, or in forward mode. Nor can it if the target lacks axes of the samples.
     """
-    if torch.compiler.is_compiling() or _transformed(student, *_state(loss).values()):
+    if torch.compiler.is_compiling() or is_transformed(student, *_state(loss).values()):
         return False
-    rows = student.shape[:-1]
-    return target is None or (isinstance(target, Tensor) and target.shape[: len(rows)] == rows)
+    shape = student.shape[:-1]
+    return target is None or (isinstance(target, Tensor) and target.shape[: len(shape)] == shape)
 
 
-def chunked_rows(
+def chunked_per_sample(
     loss: nn.Module,
     student: Tensor,
     teacher: Tensor,
     target: Tensor | None,
-    valid: Tensor | None,
+    mask: Tensor | None,
     size: int,
 ) -> Tensor:
-    """`loss.all_rows`, of so many rows at once, over all positions."""
+    """Compute a loss for `size` samples or positions at a time."""
     shape = student.shape[:-1]
-    if valid is not None:
-        valid = per_row(valid, len(shape)).expand(shape).reshape(-1)
+    if mask is not None:
+        mask = unsqueeze_right(mask, len(shape)).expand(shape).reshape(-1)
     if target is not None:
         target = target.reshape(-1, *target.shape[len(shape) :])
     logits = (x.reshape(-1, x.shape[-1]) for x in (student, teacher.detach()))
     state = _state(loss)
-    inputs = (*logits, target, valid, *state.values())
-    # torch gives `apply` no types.
-    rows: Tensor = _Chunked.apply(_Rows(loss, tuple(state)), size, *inputs)  # type: ignore[no-untyped-call]
-    return rows.reshape(shape)
+    inputs = (*logits, target, mask, *state.values())
+    function = _LossOfState(loss, tuple(state))
+    values: Tensor = apply_function(_Chunked, function, size, *inputs)
+    return values.reshape(shape)
 
 
-class _Rows(nn.Module):
-    """The rows of a loss as it is now: it may have been changed before the backward pass."""
+class _LossOfState(nn.Module):
+    """A loss as a function of its parameters and buffers.
+
+    It is copied, since its options may change before the backward pass.
+    """
 
     def __init__(self, loss: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.loss: Any = copy(loss)  # whatever has `all_rows`
+        self.loss: Any = copy(loss)  # any module with `_all_at_once`
         self.names = [f"loss.{name}" for name in names]
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Tensor | None, valid: Tensor | None
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        rows: Tensor = self.loss.all_rows(student, teacher, target, valid=valid)
-        return rows
+        values: Tensor = self.loss._all_at_once(student, teacher, target, mask)
+        return values
 
-    def of(self, logits: tuple[Tensor | None, ...], state: tuple[Tensor, ...]) -> Tensor:
-        """With these parameters and buffers."""
-        rows: Tensor = functional_call(self, dict(zip(self.names, state, strict=True)), logits)
-        return rows
+    def evaluate(self, logits: tuple[Tensor | None, ...], state: tuple[Tensor, ...]) -> Tensor:
+        values: Tensor = functional_call(self, dict(zip(self.names, state, strict=True)), logits)
+        return values
 
 
 class _Chunked(torch.autograd.Function):
-    """Each chunk is computed again for the backward pass, and its gradient written into place."""
+    """Compute each chunk again in the backward pass, and write its gradient into place."""
 
     @staticmethod
-    def forward(ctx: Any, rows: _Rows, size: int, *inputs: Any) -> Tensor:
-        ctx.rows, ctx.size = rows, size
+    def forward(ctx: Any, function: _LossOfState, size: int, *inputs: Any) -> Tensor:
+        ctx.function, ctx.size = function, size
         ctx.save_for_backward(*inputs)
         logits, state = inputs[:4], inputs[4:]
-        return torch.cat([rows.of(part, state) for part in _split(logits, size)])
+        return torch.cat([function.evaluate(chunk, state) for chunk in _split(logits, size)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        if torch.is_grad_enabled() or _transformed(gradient):  # it will be derived itself
-            return None, None, *_gradients(ctx.rows, inputs[:4], inputs[4:], gradient)
-        found, sums = _accumulated(ctx.rows, inputs[:4], inputs[4:], gradient, ctx.size)
-        return None, None, found, None, None, None, *sums
+        logits, state = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled() or is_transformed(gradient):  # of a higher order
+            return None, None, *_gradients(ctx.function, logits, state, gradient)
+        of_student, sums = _accumulate(ctx.function, logits, state, gradient, ctx.size)
+        return None, None, of_student, None, None, None, *sums
 
 
-def _accumulated(
-    rows: _Rows,
+def _accumulate(
+    function: _LossOfState,
     logits: tuple[Tensor, ...],
     state: tuple[Tensor, ...],
     gradient: Tensor,
     size: int,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The gradients of all chunks: those of the student side by side, of the state as sums."""
-    # Of the gradient: if it is a batch of gradients, this is one too.
-    found = gradient.new_empty(logits[0].shape, dtype=logits[0].dtype)
+    """Return the gradient of the student's logits, and sums over the chunks for the state."""
+    # Like `gradient`: if that is a batch of gradients, so is this.
+    of_student = gradient.new_empty(logits[0].shape, dtype=logits[0].dtype)
     sums: list[list[Tensor]] = [[] for _ in state]
-    with torch.enable_grad():  # parts of what asks for a gradient ask for one
-        parts = list(_split(logits, size))
-    for (out, g), part in zip(_split((found, gradient), size), parts, strict=True):
-        grads = _gradients(rows, part, state, g)
-        if grads[0] is not None:
-            out.copy_(grads[0])
-        for column, grad in zip(sums, grads[4:], strict=True):
-            column.extend([] if grad is None else [grad])
-    return found, [torch.stack(column).sum(0) if column else None for column in sums]
+    with torch.enable_grad():  # so that chunks of what requires a gradient require one
+        chunks = list(_split(logits, size))
+    for (out, g), chunk in zip(_split((of_student, gradient), size), chunks, strict=True):
+        gradients = _gradients(function, chunk, state, g)
+        if gradients[0] is not None:
+            out.copy_(gradients[0])
+        for parts, part in zip(sums, gradients[4:], strict=True):
+            parts.extend([] if part is None else [part])
+    return of_student, [torch.stack(parts).sum(0) if parts else None for parts in sums]
 
 
 def _gradients(
-    rows: _Rows, logits: tuple[Tensor | None, ...], state: tuple[Tensor, ...], gradient: Tensor
+    function: _LossOfState,
+    logits: tuple[Tensor | None, ...],
+    state: tuple[Tensor, ...],
+    gradient: Tensor,
 ) -> list[Tensor | None]:
-    """For each input of one chunk, None where none is asked for."""
-    again = torch.is_grad_enabled()
+    """Return the gradient of each input of a chunk, None where it requires none."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: what one input owes to another is not counted here.
+        # Views of their own, so that a gradient from one input to another is not counted twice.
         inputs = [None if x is None else x.view_as(x) for x in (*logits, *state)]
-        values = rows.of(tuple(inputs[:4]), tuple(x for x in inputs[4:] if x is not None))
-    asked = [x for x in inputs if x is not None and x.requires_grad]
-    found = iter(
-        torch.autograd.grad(values, asked, gradient, create_graph=again, materialize_grads=True)
+        values = function.evaluate(tuple(inputs[:4]), tuple(x for x in inputs[4:] if x is not None))
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    gradients = iter(
+        torch.autograd.grad(
+            values, wanted, gradient, create_graph=create_graph, materialize_grads=True
+        )
     )
-    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+    return [next(gradients) if x is not None and x.requires_grad else None for x in inputs]
 
 
 def _split(columns: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
@@ -134,10 +139,3 @@ def _split(columns: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
 
 def _state(loss: nn.Module) -> dict[str, Tensor]:
     return dict(loss.named_parameters()) | dict(loss.named_buffers())
-
-
-def _transformed(*tensors: Tensor) -> bool:
-    """Whether `torch.func` or forward mode is at work."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return any(unpack_dual(x).tangent is not None for x in tensors)

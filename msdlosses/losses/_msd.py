@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_choice, check_grid, check_views, describe, listing
-from msdlosses.functional._rows import any_position, per_row, per_sample
+from msdlosses._checks import (
+    check_choice,
+    check_equal,
+    check_grid,
+    check_holds,
+    check_mapping,
+    check_that,
+    check_type,
+    check_views,
+    describe,
+    expected,
+)
+from msdlosses._masks import any_position, mean_over_positions, unsqueeze_right
 from msdlosses.losses._base import REDUCTIONS, DistillationLoss
+from msdlosses.losses._parts import MSDParts
 from msdlosses.weighting import Weighting
 
 AVERAGES = ("sample", "batch")
 
-
-@dataclass(frozen=True)
-class MSDParts:
-    """What an `MSDLoss` is made of. All but `names` and `count` carry the graph.
-
-    Shape:
-        N samples, K views; see each attribute.
-
-    Example:
-        >>> views = {"full": torch.zeros(4, 3), "text": torch.zeros(4, 3)}
-        >>> parts = MSDLoss(KDLoss()).parts(views, views)
-        >>> dict(zip(parts.names, parts.weights.mean(0).tolist()))
-        {'full': 1.0, 'text': 1.0}
-
-    Source: [ours].
-    """
-
-    loss: Tensor
-    """The reduced loss, a scalar."""
-    terms: Tensor
-    """One value per sample and view, (N, K). Invalid entries are 0."""
-    weights: Tensor
-    """What each term counts, (N, K). Invalid entries are 0."""
-    names: tuple[str, ...]
-    """The views, in the order of the last axis."""
-    count: Tensor
-    """The number of samples with any valid term."""
+Views = Mapping[str, Tensor]
+Masks = Mapping[str, Tensor | None]
+"""The mask of each view, with the leading axes of its logits; None where all is valid."""
 
 
 class MSDLoss(nn.Module):
@@ -51,25 +38,25 @@ class MSDLoss(nn.Module):
     .. math:: L = \frac 1 N \sum_n \sum_v w_{nv}\, D\bigl(T(x_n^v), S(x_n^v)\bigr)
 
     Args:
-        criterion: D, a `DistillationLoss` of which the rows are used, or a mapping view -> loss,
-            for instance for a temperature per view.
-        weighting: where the weights come from; None for 1 everywhere.
-        reduction: ``"mean"`` over the samples with any valid term; ``"sum"``; or ``"none"``, one
+        criterion: D, a `DistillationLoss` whose per-sample values are used, or a mapping from
+            views to losses, for instance for a temperature per view.
+        weighting: computes the weights; None for weights of 1.
+        reduction: ``"mean"`` over the samples with a valid term; ``"sum"``; or ``"none"``, one
             value per sample, (N,).
-        average: how the positions of sequences are averaged: ``"sample"``, over each sample's
-            own, so that all samples count alike; ``"batch"``, so that all positions count alike.
-            For that, a term is a sum over the sample's positions, divided by how many the
-            samples have on average.
+        average: how to average over the positions of sequences: ``"sample"`` averages over the
+            positions of each sample, so that all samples count the same; ``"batch"`` makes all
+            positions count the same. To this end, a term is then a sum over the positions of a
+            sample, divided by the mean number of positions per sample.
 
     Shape:
-        ``student`` and ``teacher``: view -> (N, C), or (N, L, C), of which a term is the mean
-        over the sample's positions that count: those that are valid, and whose target is not
-        the ``ignore_index`` of the criterion. Returns a scalar.
+        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A term of a sequence is the mean
+        over its valid positions whose target is not the ``ignore_index`` of the criterion.
+        Returns a scalar.
 
     Raises:
-        TypeError: a criterion, weighting or argument of the wrong kind.
-        ValueError: shapes or devices that differ, a mask or weights that do not fit; a mapping of
-            no criteria; an unknown reduction or average.
+        TypeError: a criterion, weighting, or argument has the wrong type.
+        ValueError: shapes or devices differ; a mask or weights do not fit; a mapping of criteria is
+            empty; ``reduction`` or ``average`` is unknown.
         KeyError: the teacher, or a mapping of criteria, lacks a view of the student.
 
     Example:
@@ -78,8 +65,8 @@ class MSDLoss(nn.Module):
         >>> msd(logits, logits)
         tensor(0.)
 
-    Source: [paper] for one auxiliary term per modality and their weights; that the term on the
-    whole input is one of those that are weighted, and that the student is masked too: [ours].
+    Source: [paper] for one auxiliary term per modality and for weights; that the term of the full
+    input is weighted as well, and that the student's input is masked too: [ours].
     """
 
     def __init__(
@@ -92,16 +79,11 @@ class MSDLoss(nn.Module):
     ) -> None:
         super().__init__()
         criteria = dict(criterion) if isinstance(criterion, Mapping) else {"": criterion}
-        if not criteria:
-            raise ValueError("Expected `criterion` to name at least one view, got none.")
-        for loss in criteria.values():
-            if not isinstance(loss, DistillationLoss):
-                raise TypeError(
-                    "Expected `criterion` to be a DistillationLoss or a mapping of views to such, "
-                    f"got {describe(loss)}."
-                )
-        if not isinstance(weighting, Weighting | None):
-            raise TypeError(f"Expected `weighting` to be a Weighting, got {describe(weighting)}.")
+        check_mapping("criterion", criteria, "views to losses")
+        for view, loss in criteria.items():
+            name = f"criterion[{view!r}]" if isinstance(criterion, Mapping) else "criterion"
+            check_type(name, loss, DistillationLoss, "a DistillationLoss")
+        check_type("weighting", weighting, (Weighting, type(None)), "a Weighting")
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("average", average, AVERAGES)
         self.criterion = nn.ModuleDict(criteria) if isinstance(criterion, Mapping) else criterion
@@ -109,132 +91,119 @@ class MSDLoss(nn.Module):
         self.reduction = reduction
         self.average = average
 
-    def terms(
+    def forward(
         self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
+        student: Views,
+        teacher: Views,
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """The unweighted terms: (N, K), the student's views in their order on the last axis.
+        """Compute the loss.
 
-        The arguments are those of `forward`. An invalid entry is 0, whatever its logits, and
+        Args:
+            student: view -> logits. These views are the terms.
+            teacher: view -> logits, at least for the student's views; the weighting may use others
+                as cues. They get no gradient.
+            target: the labels, for criteria and weightings that need them.
+            valid: which samples are valid in which view: a boolean tensor (N, K), as returned by
+                `ModalityViews.valid`, or (N, L, K) for the positions of sequences.
+        """
+        return self.parts(student, teacher, target, valid=valid).loss
+
+    if TYPE_CHECKING:  # torch declares that a call returns Any
+        __call__ = forward
+
+    def terms(
+        self,
+        student: Views,
+        teacher: Views,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return the unweighted terms: (N, K), with the student's views as the last axis.
+
+        The arguments are those of `forward`. An invalid entry is 0, whatever its logits are, and
         gets no gradient.
         """
-        self._check(student, teacher, valid)
-        return self._terms(student, teacher, target, self._counted(student, target, valid))
+        masks = self._valid_masks(student, teacher, target, valid)
+        return self._terms(student, teacher, target, masks, _stack_masks(masks))
 
     def parts(
         self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
+        student: Views,
+        teacher: Views,
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
     ) -> MSDParts:
-        """The loss and what it is made of, for logging. The arguments are those of `forward`."""
-        self._check(student, teacher, valid)
-        counted = self._counted(student, target, valid)
-        terms = self._terms(student, teacher, target, counted)
-        names = tuple(student)
-        weights = self._weights(terms, teacher, target, names, counted)
-        if counted is None:
-            count = terms.new_full((), len(terms), dtype=torch.long)
-        else:
-            count = any_position(counted).any(-1).sum()
-        rows = (weights * terms).sum(-1)
-        return MSDParts(self._reduce(rows, count), terms, weights, names, count)
+        """Return the loss and its parts, for logging.
 
-    def forward(
-        self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
-        target: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """The loss.
-
-        Args:
-            student: view -> logits. These are the views of the terms.
-            teacher: view -> logits, for at least the student's views; others are cues for the
-                weighting. They get no gradient.
-            target: the labels, for criteria and weightings that need them.
-            valid: which samples count in which view: (N, K) of bool, as `ModalityViews.valid`
-                gives it, or (N, L, K) for positions of sequences.
+        The arguments are those of `forward`.
         """
-        return self.parts(student, teacher, target, valid=valid).loss
+        masks = self._valid_masks(student, teacher, target, valid)
+        mask = _stack_masks(masks)
+        terms = self._terms(student, teacher, target, masks, mask)
+        weights = self._weights(terms, teacher, target, tuple(student), mask)
+        count = terms.new_full((), len(terms), dtype=torch.long)
+        if mask is not None:
+            count = any_position(mask).any(-1).sum()
+        loss = self._reduce((weights * terms).sum(-1), count)
+        return MSDParts(loss, terms, weights, tuple(student), count)
 
-    if TYPE_CHECKING:  # torch's own says that a call returns Any
-        __call__ = forward
-
-    def _check(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], valid: Tensor | None
-    ) -> None:
-        _check_views(student, teacher)
-        axes = {view: logits.ndim for view, logits in student.items()}
-        if self.average == "batch" and len(set(axes.values())) > 1:
-            raise ValueError(
-                "Expected `student` views that all have positions, or none, to average over the "
-                f"batch's, got axes {axes}."
-            )
-        for view, logits in student.items():
-            self._criterion(view).check(logits, teacher[view], view=view)
+    def _valid_masks(
+        self, student: Views, teacher: Views, target: Tensor | None, valid: Tensor | None
+    ) -> Masks:
+        """Check the arguments of a call, and return which samples to use in each view."""
+        check_mapping("student", student, "views to logits")
+        check_mapping("teacher", teacher, "views to logits")
+        check_holds("teacher", teacher, *student)
         if valid is not None:
             check_grid("valid", valid, tuple(student))
-
-    def _counted(
-        self, student: Mapping[str, Tensor], target: Tensor | None, valid: Tensor | None
-    ) -> Tensor | None:
-        """What counts, (N, ..., K): what is valid and not left out by a criterion."""
-        given = [None] * len(student) if valid is None else valid.unbind(-1)
-        masks = [
-            self._criterion(view).counted(logits, target, mask)
-            for (view, logits), mask in zip(student.items(), given, strict=True)
-        ]
-        known = [mask for mask in masks if mask is not None]
-        if not known:
-            return None
-        axes = max(mask.ndim for mask in known)
-        like = next(mask for mask in known if mask.ndim == axes)
-        samples = like.new_ones(len(like))
-        every = [per_row(samples if mask is None else mask, axes) for mask in masks]
-        return torch.stack([mask.expand_as(like) for mask in every], dim=-1)
+        masks = {}
+        columns = [None] * len(student) if valid is None else valid.unbind(-1)
+        for (view, logits), column in zip(student.items(), columns, strict=True):
+            criterion = self._criterion(view)
+            masks[view] = criterion._valid_mask(logits, teacher[view], target, column, view)
+        others = {view: logits for view, logits in teacher.items() if view not in student}
+        if others:
+            check_views("teacher", others)
+        check_equal("`student` views of one batch size", {v: len(x) for v, x in student.items()})
+        check_equal("`student` views on one device", {v: str(x.device) for v, x in student.items()})
+        if self.average == "batch":
+            ndims = {view: logits.ndim for view, logits in student.items()}
+            check_equal("`student` views with equally many axes for average='batch'", ndims)
+        return masks
 
     def _terms(
         self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
+        student: Views,
+        teacher: Views,
         target: Tensor | None,
-        counted: Tensor | None,
+        masks: Masks,
+        mask: Tensor | None,
     ) -> Tensor:
-        masks = [None] * len(student) if counted is None else counted.unbind(-1)
         columns = []
-        for (view, logits), mask in zip(student.items(), masks, strict=True):
-            loss = self._criterion(view)
-            if mask is not None:
-                mask = _of_rows(mask, logits.ndim - 1)
-            rows = loss.valid_rows(logits, teacher[view], target, valid=mask)
-            columns.append(per_sample(rows, mask))
+        for view, logits in student.items():
+            criterion, valid = self._criterion(view), masks[view]
+            values = criterion._masked_per_sample(logits, teacher[view], target, valid)
+            columns.append(mean_over_positions(values, valid))
         terms = torch.stack(columns, dim=-1)
-        if self.average == "sample" or counted is None or counted.ndim == 2:
+        if self.average == "sample" or mask is None or mask.ndim == 2:
             return terms
-        return terms * _shares(counted).to(terms.dtype)
+        return terms * _relative_lengths(mask).to(terms.dtype)
 
     def _criterion(self, view: str) -> DistillationLoss:
         if not isinstance(self.criterion, nn.ModuleDict):
             return self.criterion
-        if view not in self.criterion:
-            raise KeyError(
-                f"Expected `criterion` to name the view `{view}`, got {listing(self.criterion)}."
-            )
+        check_holds("criterion", self.criterion, view)
         return cast(DistillationLoss, self.criterion[view])
 
     def _weights(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Views,
         target: Tensor | None,
         names: tuple[str, ...],
         valid: Tensor | None,
@@ -248,57 +217,43 @@ class MSDLoss(nn.Module):
         weights = weights.expand_as(terms)
         return weights if valid is None else weights.masked_fill(~any_position(valid), 0.0)
 
-    def _reduce(self, rows: Tensor, count: Tensor) -> Tensor:
+    def _reduce(self, values: Tensor, count: Tensor) -> Tensor:
         if self.reduction == "none":
-            return rows
-        loss = rows.sum() if self.reduction == "sum" else rows.sum() / count.clamp(min=1)
+            return values
+        loss = values.sum() if self.reduction == "sum" else values.sum() / count.clamp(min=1)
         penalty = 0.0 if self.weighting is None else self.weighting.penalty()
         if isinstance(penalty, Tensor):
-            penalty = penalty * (count > 0)  # where nothing counts the loss is 0
+            penalty = penalty * (count > 0)  # the loss is 0 where nothing is valid
         return loss + penalty
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, average={self.average!r}"
 
 
-def _check_views(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
-    check_views("student", student)
-    check_views("teacher", teacher)
-    for view in student:
-        if view not in teacher:
-            raise KeyError(
-                f"Expected `teacher` to hold the student's view `{view}`, got {listing(teacher)}."
-            )
-    sizes = {view: len(logits) for view, logits in student.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"Expected `student` views of one batch, got lengths {sizes}.")
-    devices = {logits.device for logits in student.values()}
-    if len(devices) > 1:
-        raise ValueError(f"Expected `student` views on one device, got {listing(devices)}.")
+def _stack_masks(masks: Masks) -> Tensor | None:
+    """Stack the masks of the views: (N, ..., K); None if everything is valid."""
+    some = [mask for mask in masks.values() if mask is not None]
+    if not some:
+        return None
+    ndim = max(mask.ndim for mask in some)
+    largest = next(mask for mask in some if mask.ndim == ndim)
+    every = [largest.new_ones(len(largest)) if mask is None else mask for mask in masks.values()]
+    expanded = [unsqueeze_right(mask, ndim).expand_as(largest) for mask in every]
+    return torch.stack(expanded, dim=-1)
 
 
-def _check_weights(weights: object, terms: Tensor) -> None:
+def _relative_lengths(mask: Tensor) -> Tensor:
+    """Return the number of valid positions over its mean over the samples: (N, K)."""
+    positions = mask.flatten(1, -2)
+    valid = positions.any(-1)
+    return positions.sum(1) * valid.any(1).sum().double() / valid.sum().clamp(min=1)
+
+
+def _check_weights(weights: Tensor, terms: Tensor) -> None:
     if not isinstance(weights, Tensor):
-        raise TypeError(f"Expected `weighting` to give a tensor, got {describe(weights)}.")
+        raise TypeError(expected("`weighting` to return a tensor", describe(weights)))
     if weights.shape not in (terms.shape, terms.shape[1:]):
-        raise ValueError(
-            f"Expected `weighting` to give weights of shape {tuple(terms.shape)} or "
-            f"{tuple(terms.shape[1:])}, got {tuple(weights.shape)}."
-        )
-    if weights.device != terms.device:
-        raise ValueError(
-            f"Expected `weighting` to give weights on {terms.device}, got {weights.device}: "
-            "move the loss to where the model is, with `.to`."
-        )
-
-
-def _of_rows(mask: Tensor, axes: int) -> Tensor:
-    """A mask for rows of so many axes: a view without positions counts if any position does."""
-    return mask if mask.ndim <= axes else mask.flatten(axes).any(-1)
-
-
-def _shares(counted: Tensor) -> Tensor:
-    """How many positions of a sample count in a view, over their mean over the samples: (N, K)."""
-    positions = counted.flatten(1, -2)
-    seen = positions.any(-1)
-    return positions.sum(1) * seen.any(1).sum().double() / seen.sum().clamp(min=1)
+        what = f"`weighting` to return a tensor {tuple(terms.shape)} or {tuple(terms.shape[1:])}"
+        raise ValueError(expected(what, tuple(weights.shape)))
+    what, advice = f"`weighting` to return a tensor on {terms.device}", "Move it with `.to`."
+    check_that(what, weights.device == terms.device, weights.device, advice)

@@ -1,10 +1,13 @@
-"""Views of a multimodal batch: the whole input, and the input with modalities taken away.
+"""Views of a multimodal batch: the whole input, and the input without some modalities.
 
-What "absent" looks like is a masker's business, one per modality: a callable `batch -> batch`.
-`ModalityViews` puts the maskers together and runs a model on every view.
+A masker, a callable ``batch -> batch``, defines what an absent modality looks like. `ModalityViews`
+combines one masker per modality and runs a model on every view.
 """
 
-from msdlosses.masking._maskers import Fill, LearnedFill, MeanFill, Shuffle
-from msdlosses.masking._views import ModalityDropout, ModalityViews
+from msdlosses.masking._dropout import ModalityDropout
+from msdlosses.masking._fill import Fill, LearnedFill
+from msdlosses.masking._mean_fill import MeanFill
+from msdlosses.masking._shuffle import Shuffle
+from msdlosses.masking._views import ModalityViews
 
 __all__ = ["Fill", "LearnedFill", "MeanFill", "ModalityDropout", "ModalityViews", "Shuffle"]

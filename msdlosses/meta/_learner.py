@@ -1,30 +1,45 @@
-"""The meta-learner: steps of a student and of the weighting of its loss."""
+"""The meta-learner: trains a student and the weighting of its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from msdlosses._checks import check_choice, check_size, describe, listing
-from msdlosses.meta import _support as support
-from msdlosses.meta._distributed import Gradients, average, broadcast
-from msdlosses.meta._gradient import check_options, look_ahead, objectives, preferred
-from msdlosses.meta._problem import Look, Objective, Problem, differentiate, times
-from msdlosses.meta._statistics import WeightStatistics, statistics
+from msdlosses._checks import check_choice, check_holds, check_integer, check_that, check_type
+from msdlosses.meta._lookahead import (
+    Gradients,
+    Group,
+    LookAhead,
+    MetaGradient,
+    parameters_of,
+    trainable,
+    wait_all,
+)
+from msdlosses.meta._losses import Loss, Losses
+from msdlosses.meta._meta_gradient import gradient_of
+from msdlosses.meta._support import (
+    check_engine,
+    check_optimizer,
+    check_problem,
+    check_student,
+    check_unrolled,
+    check_weighting_optimizer,
+    unwrap,
+)
 
 MODES = ("online", "lookahead")
+STATE = ("weighting", "weighting_optimizer", "steps_taken")
 
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What one step did: what `MetaLearner.step` returns.
+    """The result of `MetaLearner.step`.
 
     Shape:
         The losses are scalars.
@@ -38,13 +53,11 @@ class MetaStep:
     """
 
     inner: Tensor
-    """The student's loss at the step that was taken, detached."""
+    """The student's loss in this step, detached."""
     outer: Tensor | None = None
-    """The held-out loss after the look-ahead step, detached; None where no weights were learned."""
+    """The held-out loss after the look-ahead, detached; None if the step learned no weights."""
     engine: str | None = None
-    """The engine that took the gradient; None where no weights were learned."""
-    weights: Mapping[str, WeightStatistics] = field(default_factory=dict)
-    """View -> mean, min and entropy of the weights that the look-ahead used."""
+    """The engine that computed the gradient; None if the step learned no weights."""
 
 
 class MetaLearner:
@@ -54,42 +67,42 @@ class MetaLearner:
         \Phi)\bigr), \qquad \Phi \leftarrow \mathrm{opt}_\Phi\bigl(\Phi, \nabla_\Phi
         L_\mathrm{outer}(\theta'(\Phi))\bigr)
 
-    The loop stays the user's: hand `step` the training loss and the loss on held-out data as
-    functions of the model. The gradient is that of the real optimiser's step, exactly; see
-    `meta_gradient` for the students, optimisers and engines.
+    You keep your training loop: pass to `step` the training loss and the loss on held-out data, as
+    functions of the model. The gradient is exactly that of the real optimizer's step. See
+    `meta_gradient` for the students, optimizers, and engines.
 
-    With a student in `DistributedDataParallel` the learner averages all gradients itself, over
-    the same processes, and gives them the weighting of the first, and all that the optimiser
-    holds; the weighting is not wrapped.
+    If the student is wrapped in `DistributedDataParallel`, the learner averages all gradients
+    itself, over the same processes. It also copies the weighting, and everything else that the
+    student's optimizer holds, from the first process to the others. Do not wrap the weighting.
 
     Args:
-        student: the model that is trained; it may be compiled, or wrapped as above. Steps that
-            learn weights run it uncompiled.
-        optimizer: the student's. It keeps its state.
+        student: the model to train; it may be compiled, or wrapped as above. Steps that learn
+            weights run it uncompiled.
+        optimizer: the student's; it keeps its state.
         weighting: the module whose parameters are learned, such as a `WeightNet`.
-        weighting_optimizer: its optimiser, of any kind.
-        engine: how the gradient is taken, as in `meta_gradient`.
-        mode: ``"online"``: the look-ahead is the real step, so the student moves by the weights
-            as they were; ``"lookahead"``: the weighting is updated first and the student steps
-            by the new weights, which is the order of Meta-Weight-Net, and costs a pass more.
-        every: learn weights at every so many steps only; the others are plain steps.
-        warmup: the number of first steps that all learn weights.
-        steps: how many steps to look ahead, as in `meta_gradient`; above 1 in mode
-            ``"lookahead"`` alone.
-        max_norm: the norm that the student's gradients are clipped to, in the look-ahead and in
+        weighting_optimizer: any optimizer of its parameters.
+        engine: how to compute the gradient, as in `meta_gradient`.
+        mode: ``"online"`` uses the look-ahead as the real step, so that the student moves by the
+            weights before their update. ``"lookahead"`` first updates the weighting and then steps
+            by the new weights. This is the order of Meta-Weight-Net, and needs one more pass.
+        update_every: update the weighting only in every n-th step; the others are plain steps.
+        warmup: the number of steps at the start that all update the weighting.
+        steps: how many steps to look ahead, as in `meta_gradient`; more than 1 needs mode
+            ``"lookahead"``.
+        max_norm: the norm to which the student's gradients are clipped, in the look-ahead and in
             the real step.
-        scaler: a `torch.amp.GradScaler` for losses in half precision. The learner scales,
-            skips steps and updates the scale.
+        scaler: a `torch.amp.GradScaler` for losses in half precision. The learner scales losses,
+            skips steps, and updates the scale.
 
     Shape:
-        ``inner`` and ``outer``, which `step` is given, return scalars.
+        ``inner`` and ``outer``, the arguments of `step`, return scalars.
 
     Raises:
-        TypeError: an argument of the wrong kind; an optimiser whose step is not known; a student
-            that is sharded or wrapped in parts.
-        ValueError: an unknown engine or mode, options out of range; hooks that the look-ahead
-            would leave out; a weighting without parameters, of which its optimiser has none or
-            the student's optimiser has some.
+        TypeError: an argument has the wrong type, the optimizer is not supported, or the student is
+            sharded or wrapped in parts.
+        ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
+            weighting has no parameters, its optimizer holds none of them, or the student's
+            optimizer holds some of them.
 
     Example:
         >>> student = nn.Linear(2, 1)
@@ -104,8 +117,8 @@ class MetaLearner:
         >>> step.engine
         'double-backward'
 
-    Source: [built on] Shu et al. 2019, arXiv 1902.07379; Ren et al. 2018, arXiv 1803.09050. That
-    distillation weights are learned so: [paper].
+    Source: [built on] Shu et al. 2019, arXiv 1902.07379; Ren et al. 2018, arXiv 1803.09050.
+    Learning distillation weights this way: [paper].
     """
 
     def __init__(
@@ -117,221 +130,201 @@ class MetaLearner:
         *,
         engine: str = "auto",
         mode: str = "online",
-        every: int = 1,
+        update_every: int = 1,
         warmup: int = 0,
         steps: int = 1,
         max_norm: float | None = None,
         scaler: GradScaler | None = None,
     ) -> None:
-        support.check_student(student)
-        support.check_optimizer(optimizer)
-        support.check_weighting(weighting, optimizer)
-        support.check_weighting_optimizer(weighting_optimizer, weighting)
-        check_options(engine, steps, max_norm)
-        _check_schedule(mode, every, warmup, steps)
-        if not isinstance(scaler, GradScaler | None):
-            raise TypeError(f"Expected `scaler` to be a GradScaler, got {describe(scaler)}.")
+        check_problem(student, optimizer, weighting)
+        check_engine(engine, steps, max_norm)
+        check_weighting_optimizer(weighting_optimizer, weighting)
+        check_unrolled(student, optimizer, engine, steps)
+        check_choice("mode", mode, MODES)
+        check_integer("update_every", update_every, least=1)
+        check_integer("warmup", warmup, least=0)
+        what, advice = "`steps` of 1 with mode='online'", "Set mode='lookahead'."
+        check_that(what, steps == 1 or mode != "online", steps, advice)
+        check_type("scaler", scaler, (GradScaler, type(None)), "a GradScaler")
         self.student = student
         self.optimizer = optimizer
         self.weighting = weighting
         self.weighting_optimizer = weighting_optimizer
         self.engine = engine
         self.mode = mode
-        self.every = every
+        self.update_every = update_every
         self.warmup = warmup
         self.steps = steps
         self.max_norm = max_norm
         self.scaler = scaler
-        self._taken = 0
-        self._bare, self._wrapper = support.unwrap(student)
+        self._steps_taken = 0
+        self._bare, self._wrapper = unwrap(student)
         self._group = None if self._wrapper is None else self._wrapper.process_group
-        # The student's are alike already; what else its optimiser holds need not be.
-        learned = (*support.parameters_of(optimizer), *weighting.parameters())
-        broadcast((*learned, *weighting.buffers()), self._group)
-        self._check()
+        # The student's parameters are equal already; others that its optimizer holds may not be.
+        if self._group is not None:
+            learned = (*parameters_of(optimizer), *weighting.parameters())
+            _broadcast((*learned, *weighting.buffers()), self._group)
 
     def step(
         self,
-        inner: Objective | Sequence[Objective],
-        outer: Objective | Sequence[Objective],
+        inner: Loss | Sequence[Loss],
+        outer: Loss | Sequence[Loss],
         *,
-        probe: Objective | None = None,
+        probe: Loss | None = None,
     ) -> MetaStep:
-        """Update the student, and the weighting where it is its turn.
+        """Update the student and, if this step is due, the weighting.
 
         Args:
-            inner: the student's loss with the weighting in it, ``model -> scalar``; or several,
-                of which the sum counts, for gradient accumulation.
+            inner: the student's training loss, which uses the weighting: ``model -> scalar``. For
+                gradient accumulation, a sequence of losses to sum.
             outer: the loss on held-out data, likewise.
-            probe: a cheaper inner loss, such as that of a part of the batch, through which alone
-                the weights' gradient goes.
+            probe: a cheaper loss, such as ``inner`` on part of the batch, through which the
+                gradient of the weighting is computed.
 
         Raises:
-            TypeError: a loss that is no scalar tensor.
-            ValueError: losses through which the weighting can't be reached.
-            NotImplementedError: an operation has no derivative of the kind that the engine needs.
+            TypeError: a loss does not return a scalar tensor.
+            ValueError: the losses do not connect the weighting to ``outer``.
+            NotImplementedError: an operation lacks a derivative that the engine needs.
         """
-        problem = self._problem(inner, outer, probe)
+        ahead = self._look_ahead(inner, outer, probe)
         if self._wrapper is not None and self._wrapper.broadcast_buffers:
-            broadcast(self._bare.buffers(), self._group)
-        done = self._learn(problem) if self._learns() else MetaStep(self._train(problem))
+            _broadcast(self._bare.buffers(), self._wrapper.process_group)
+        result = self._learn(ahead) if self._is_due() else MetaStep(self._train(ahead))
         if self.scaler is not None:
             self.scaler.update()
-        self._taken += 1
-        return done
+        self._steps_taken += 1
+        return result
 
     def gradient(
         self,
-        inner: Objective | Sequence[Objective],
-        outer: Objective | Sequence[Objective],
+        inner: Loss | Sequence[Loss],
+        outer: Loss | Sequence[Loss],
         *,
-        probe: Objective | None = None,
+        probe: Loss | None = None,
     ) -> tuple[Tensor, ...]:
-        """The gradient of ``outer`` after the look-ahead step, changing no state of anything.
+        """Return the gradient of ``outer`` after the look-ahead, without changing any state.
 
-        Returns one tensor for each parameter of the weighting that is learned, in their order.
-        The arguments and errors are those of `step`.
+        There is one tensor for each parameter of the weighting that requires a gradient, in their
+        order. Arguments and errors are those of `step`.
         """
-        return self._look(self._problem(inner, outer, probe)).weighting
+        return self._gradient(self._look_ahead(inner, outer, probe)).gradients
 
     def state_dict(self) -> dict[str, Any]:
-        """The weighting, its optimiser and the number of steps taken.
+        """Return the state of the weighting and its optimizer, and the number of steps taken.
 
-        The student and its optimiser are the user's to save, as in any loop.
+        Save the student and its optimizer yourself, as in any training loop.
         """
         return {
             "weighting": self.weighting.state_dict(),
             "weighting_optimizer": self.weighting_optimizer.state_dict(),
-            "steps_taken": self._taken,
+            "steps_taken": self._steps_taken,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`.
+        """Continue from a `state_dict`.
 
         Raises:
             KeyError: an entry is missing.
         """
-        for name in ("weighting", "weighting_optimizer", "steps_taken"):
-            if name not in state_dict:
-                raise KeyError(
-                    f"Expected `state_dict` to hold `{name}`, got {listing(state_dict)}."
-                )
+        for name in STATE:
+            check_holds("state_dict", state_dict, name)
         self.weighting.load_state_dict(state_dict["weighting"])
         self.weighting_optimizer.load_state_dict(state_dict["weighting_optimizer"])
-        self._taken = state_dict["steps_taken"]
+        self._steps_taken = state_dict["steps_taken"]
 
-    def _learns(self) -> bool:
-        return self._taken < self.warmup or (self._taken - self.warmup) % self.every == 0
+    def _is_due(self) -> bool:
+        after_warmup = self._steps_taken - self.warmup
+        return after_warmup < 0 or after_warmup % self.update_every == 0
 
-    def _problem(self, inner: Any, outer: Any, probe: Objective | None) -> Problem:
-        return Problem(
+    def _look_ahead(
+        self, inner: Loss | Sequence[Loss], outer: Loss | Sequence[Loss], probe: Loss | None
+    ) -> LookAhead:
+        return LookAhead(
             self.student if self.engine == "higher" else self._bare,
             self.optimizer,
             self.weighting,
-            objectives("inner", inner),
-            objectives("outer", outer),
-            () if probe is None else objectives("probe", probe),
+            Losses("inner", inner),
+            Losses("outer", outer),
+            None if probe is None else Losses("probe", probe),
             self.max_norm,
-            self._scale(),
+            self._loss_scale(),
             self._group,
         )
 
-    def _scale(self) -> float | None:
+    def _loss_scale(self) -> float:
         if self.scaler is None or not self.scaler.is_enabled():
-            return None
-        one = torch.ones((), device=support.learned(self.weighting)[0].device)
-        scale: float = self.scaler.scale(one).item()  # and sets the scaler up
-        return scale
+            return 1.0
+        one = torch.ones((), device=trainable(self.weighting)[0].device)
+        value: float = self.scaler.scale(one).item()  # this also initializes the scaler
+        return value
 
-    def _look(self, problem: Problem) -> Look:
-        self._check()  # hooks may have come since
-        look = look_ahead(problem, self.engine, self.steps)
-        if self.engine == "auto" and look.engine != "higher" and look.engine != preferred(problem):
-            self.engine = look.engine  # what was missing once will be missing again
-        return look
+    def _gradient(self, ahead: LookAhead) -> MetaGradient:
+        check_student(self.student)  # hooks may have been registered since
+        check_optimizer(self.optimizer)
+        check_unrolled(self.student, self.optimizer, self.engine, self.steps, ahead.probe)
+        result = gradient_of(ahead, self.engine, self.steps)
+        if result.fell_back:
+            self.engine = result.engine  # the derivative will be missing in later steps as well
+        return result
 
-    def _check(self) -> None:
-        support.check_student(self.student)
-        support.check_optimizer(self.optimizer)
-        if self.engine == "higher" or self.steps > 1:
-            support.check_copied(self.student, self.optimizer)
-
-    def _learn(self, problem: Problem) -> MetaStep:
-        with _recorded(self.weighting) as calls:
-            look = self._look(problem)
-        seen = statistics(calls[: len(problem.inner)])  # those of the first pass
+    def _learn(self, ahead: LookAhead) -> MetaStep:
+        """Update the student and the weighting, in the order of the mode."""
+        result = self._gradient(ahead)
         if self.mode == "lookahead":
-            self._move_weighting(look.weighting, problem.scale)
-            return MetaStep(self._train(problem), look.outer, look.engine, seen)
-        # `higher` moved a copy, and has nothing to hand on.
-        if look.student is None or look.memory is None or look.after is None:
-            inner = self._train(problem)
+            self._update_weighting(ahead, result.gradients)
+        if self.mode == "lookahead" or result.step is None:
+            inner_loss = self._train(ahead)
         else:
-            inner = look.inner
-            look.memory.settle(look.after)
-            self._move_student(look.student, problem.scale)
-        self._move_weighting(look.weighting, problem.scale)
-        return MetaStep(inner, look.outer, look.engine, seen)
+            inner_loss = result.inner_loss
+            result.step.keeper.commit(result.step.state)
+            self._update_student(ahead, result.step.gradients)
+        if self.mode == "online":
+            self._update_weighting(ahead, result.gradients)
+        return MetaStep(inner_loss, result.outer_loss, result.engine)
 
-    def _train(self, problem: Problem) -> Tensor:
-        """A plain step, whose gradient does not end up in the weighting's parameters."""
+    def _train(self, ahead: LookAhead) -> Tensor:
+        """Take a plain step, whose gradient does not reach the weighting's parameters."""
         with torch.enable_grad():
-            loss, gradients = differentiate(problem, "inner", problem.parameters)
-        self._move_student(average(gradients, problem.parameters, self._group), problem.scale)
+            loss, gradients = ahead.evaluate(ahead.inner, ahead.parameters)
+        self._update_student(ahead, ahead.average(gradients, ahead.parameters))
         return loss
 
-    def _move_student(self, gradients: Gradients, scale: float | None) -> None:
-        self._move(self.optimizer, support.parameters_of(self.optimizer), gradients, scale)
+    def _update_student(self, ahead: LookAhead, gradients: Gradients) -> None:
+        self._update(ahead, self.optimizer, ahead.parameters, gradients, self.max_norm)
 
-    def _move_weighting(self, gradients: Gradients, scale: float | None) -> None:
-        self._move(self.weighting_optimizer, support.learned(self.weighting), gradients, scale)
+    def _update_weighting(self, ahead: LookAhead, gradients: Gradients) -> None:
+        self._update(ahead, self.weighting_optimizer, ahead.meta_parameters, gradients, None)
 
-    def _move(
+    def _update(
         self,
+        ahead: LookAhead,
         optimizer: Optimizer,
         parameters: Sequence[Tensor],
         gradients: Gradients,
-        scale: float | None,
+        max_norm: float | None,
     ) -> None:
+        """Take a step of an optimizer, by way of the scaler if there is one."""
+        scaler = self.scaler if self.scaler is not None and self.scaler.is_enabled() else None
         optimizer.zero_grad()
-        for parameter, gradient in zip(parameters, times(gradients, scale), strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and ahead.loss_scale != 1:
+                gradient = gradient * ahead.loss_scale  # which the scaler will undo
             parameter.grad = gradient
-        if scale is not None:
-            assert self.scaler is not None
-            self.scaler.unscale_(optimizer)
-        if self.max_norm is not None and optimizer is self.optimizer:
-            nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        if scale is not None:
-            assert self.scaler is not None
-            self.scaler.step(optimizer)
-        else:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_norm)
+        if scaler is None:
             optimizer.step()
+        else:
+            scaler.step(optimizer)
         for parameter in parameters:
             parameter.grad = None
-        torch.clear_autocast_cache()  # a region around it would go on with the old parameters
+        torch.clear_autocast_cache()  # a surrounding region would use the old parameters
 
 
-@contextmanager
-def _recorded(weighting: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
-    """The keywords and detached outputs of the weighting's calls."""
-    calls: list[tuple[Any, Any]] = []
-
-    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.append((kwargs, output.detach() if isinstance(output, Tensor) else output))
-
-    hook = weighting.register_forward_hook(record, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        hook.remove()
-
-
-def _check_schedule(mode: str, every: int, warmup: int, steps: int) -> None:
-    check_choice("mode", mode, MODES)
-    check_size("every", every)
-    check_size("warmup", warmup, least=0)
-    if steps > 1 and mode == "online":
-        raise ValueError(
-            f"Expected `steps` of 1 with mode='online', whose look-ahead is the real step, "
-            f"got {steps}: set mode='lookahead'."
-        )
+def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
+    """Copy tensors from the first process to all others."""
+    first = distributed.get_global_rank(group, 0)
+    with torch.no_grad():
+        wait_all([distributed.broadcast(t, first, group, async_op=True) for t in tensors])

@@ -1,49 +1,48 @@
-"""The reference: the step unrolled, with a copy of the student, by `higher`."""
+"""The engine "higher": steps on a copy of the student, unrolled by the package `higher`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses.meta import _support as support
-from msdlosses.meta._higher import differentiable, monkeypatch
-from msdlosses.meta._memory import Memory, rehearsed
-from msdlosses.meta._passes import differentiable_kernels, graph_of
-from msdlosses.meta._problem import Look, Objective, Problem, as_used
+from msdlosses._checks import check_that
+from msdlosses.meta._graph import graph_nodes
+from msdlosses.meta._kernels import differentiable_kernels
+from msdlosses.meta._lookahead import LookAhead, MetaGradient, no_path, zeros_for_none
+from msdlosses.meta._losses import Losses
+from msdlosses.meta._optimizers import differentiable, monkeypatch
+from msdlosses.meta._state import StateKeeper, restored_afterwards
+from msdlosses.meta._step import as_optimizer_uses
 
 
-def unroll(problem: Problem, steps: int) -> Look:
-    """Some steps on the inner loss, and the gradient through all of them."""
-    support.check_copied(problem.student, problem.optimizer)
-    parameters = list(problem.student.parameters())
-    with (
-        rehearsed(Memory(problem.student, problem.weighting)),
-        differentiable_kernels(problem.student),
-    ):
-        model = monkeypatch(problem.student, track_higher_grads=True)
-        optimizer = differentiable(problem.optimizer)(
-            problem.optimizer, parameters, fmodel=model, grad_callback=as_used(problem, parameters)
+def unrolled_gradient(ahead: LookAhead, steps: int) -> MetaGradient:
+    """Take some steps on the inner loss, and differentiate through all of them."""
+    parameters = list(ahead.model.parameters())
+    keeper = StateKeeper(ahead.model, ahead.weighting)
+    with restored_afterwards(keeper), differentiable_kernels(ahead.model):
+        model = monkeypatch(ahead.model, track_higher_grads=True)
+        optimizer = differentiable(ahead.optimizer)(
+            ahead.optimizer,
+            parameters,
+            fmodel=model,
+            grad_callback=as_optimizer_uses(ahead.optimizer, parameters, ahead.max_norm),
         )
-        losses = []
+        inner_losses = []
         for _ in range(steps):
-            losses.append(_loss(problem, "inner", model))
-            optimizer.step(losses[-1])
-        outer = _loss(problem, "outer", model)
-        found = torch.autograd.grad(outer, problem.learned, allow_unused=True)
-    weighting = support.reached(found, problem.learned)
-    return Look(losses[0].detach(), outer.detach(), weighting, "higher")
+            inner_losses.append(_sum(ahead.inner, model, parameters))
+            optimizer.step(inner_losses[-1])
+        outer_loss = _sum(ahead.outer, model, parameters)
+        found = torch.autograd.grad(outer_loss, ahead.meta_parameters, allow_unused=True)
+    gradients = zeros_for_none(found, ahead.meta_parameters)
+    return MetaGradient(inner_losses[0].detach(), outer_loss.detach(), gradients, "higher")
 
 
-def _loss(problem: Problem, name: str, model: nn.Module) -> Tensor:
-    several: tuple[Objective, ...] = getattr(problem, name)
-    loss = torch.stack([support.scalar(name, objective(model)) for objective in several]).sum()
+def _sum(losses: Losses, model: nn.Module, original: list[nn.Parameter]) -> Tensor:
+    loss = torch.stack(list(losses(model))).sum()
     if not loss.requires_grad:
-        raise support.no_path()
-    own = {id(p) for p in problem.student.parameters()}
-    if any(id(getattr(node, "variable", None)) in own for node in graph_of(loss)):
-        raise ValueError(
-            f"Expected `{name}` to use the model that it is given, which `higher` has copied, got "
-            "a loss that depends on the student's own parameters: by calling the student, or by "
-            "parameters that it keeps aside."
-        )
+        raise no_path()
+    ids = {id(p) for p in original}
+    own = any(id(getattr(node, "variable", None)) in ids for node in graph_nodes(loss))
+    what = f"`{losses.name}` to use the model it is called with, a copy by `higher`"
+    check_that(what, not own, "a loss of the student's original parameters")
     return loss

@@ -1,4 +1,4 @@
-"""Weights learned by a small network from what the teacher says of a sample."""
+"""Weights learned by a small network."""
 
 from __future__ import annotations
 
@@ -8,54 +8,64 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_names, check_size, listing
-from msdlosses.functional import FULL, kl_divergence
-from msdlosses.functional._rows import any_position, known_per_sample
-from msdlosses.functional._saliency import Divergence, check_divergence, divergence_rows
-from msdlosses.weighting._base import (
+from msdlosses._checks import (
+    check_callable,
+    check_integer,
+    check_names,
+    check_that,
+    expected,
+    join_names,
+)
+from msdlosses._formulas.saliency import (
+    Divergence,
+    check_divergence,
+    compare_views,
+    divergence_function,
+)
+from msdlosses._masks import any_position, intersect, mean_over_valid
+from msdlosses._views import FULL
+from msdlosses.weighting._base import Weighting
+from msdlosses.weighting._reduce import all_reduce_sum
+from msdlosses.weighting._teacher import (
     TaskLoss,
-    Weighting,
-    checked_task_loss,
-    columns_of,
-    over_processes,
+    logits_of,
     teacher_loss,
-    view_of,
-    whole_of,
+    valid_by_view,
+    valid_full,
 )
 
-LARGEST = 1e30
-"""Of the cues: any that is larger says no more."""
+MAX_CUE = 1e30
+"""Larger cues carry no more information."""
 
 
 class WeightNet(Weighting):
-    """Weights learned from what the teacher says of a sample, by a `MetaLearner`.
+    """A small network that learns the weights from cues, trained by a `MetaLearner`.
 
-    A small network, Linear-ReLU-Linear and a sigmoid, turns cues into one weight per view. For
-    each view the cues are the detached term, the teacher's loss on the target (0 without one),
-    how sure the teacher is (the divergence from a flat prediction), and how far its prediction
-    is from the one on the whole input (with two modalities these are the saliencies). They are
-    divided by log C and squeezed by log(1 + x), so that their size depends on neither.
+    Linear, ReLU, Linear, and a sigmoid map the cues of a sample to one weight per view. The cues of
+    a view are the detached term, the teacher's loss on the target (0 without a target), the
+    teacher's confidence (the divergence from a uniform prediction), and the distance of its
+    prediction from the one on the full view (with two modalities these are the saliencies). They
+    are divided by log C and compressed by log(1 + x), so that their scale depends on neither.
 
     Args:
         names: the views of the terms, such as ``views.names``.
-        num_classes: C, the length of the teacher's logits.
-        hidden: width of the hidden layer.
-        normalize: divide by the mean over the batch. Without it the weights drift towards 0 over
-            thousands of steps, and the learning rate with them.
-        synchronize: take that mean, in training mode, over the batches of all processes and not
-            of this one alone, as `torch.nn.SyncBatchNorm` does. Each process has to call the
-            weighting as often.
-        divergence: how far two predictions are apart, as in `SaliencyWeighting`.
-        task_loss: unreduced, as in `TeacherLossWeighting`.
+        num_classes: C, the number of the teacher's classes.
+        hidden: the width of the hidden layer.
+        normalize: divide the weights by their mean over the batch. Otherwise they drift towards 0
+            over thousands of steps, and the effective learning rate with them.
+        synchronize: in training mode, take that mean over the batches of all processes, as
+            `torch.nn.SyncBatchNorm` does. All processes must then call the weighting equally often.
+        divergence: the distance between two predictions, as in `SaliencyWeighting`.
+        task_loss: the teacher's loss, as in `TeacherLossWeighting`.
 
     Shape:
-        Returns (N, K), in [0, 1], or around 1 when normalised.
+        Returns (N, K), in [0, 1], or around 1 with ``normalize``.
 
     Raises:
-        TypeError: names that are one string, sizes that are no integers, ``divergence`` or
-            ``task_loss`` not callable.
-        ValueError: no names, sizes that are not above 0, ``synchronize`` without ``normalize``;
-            when called, other names or another number of classes.
+        TypeError: ``names`` is a string, a size is not an integer, or ``divergence`` or
+            ``task_loss`` is not callable.
+        ValueError: ``names`` is empty, a size is not positive, or ``synchronize`` is set without
+            ``normalize``; when called, the views or the number of classes differ.
         KeyError: when called, the teacher lacks a view, or ``full``.
 
     Example:
@@ -65,7 +75,7 @@ class WeightNet(Weighting):
         >>> weighting(torch.rand(4, 3), teacher, names=views).shape
         torch.Size([4, 3])
 
-    Source: [paper] "a meta-learning approach to learn the optimal weights"; the form: [built on]
+    Source: [paper] "a meta-learning approach to learn the optimal weights"; the network: [built on]
     Meta-Weight-Net (Shu et al. 2019, arXiv 1902.07379); the cues: [ours].
     """
 
@@ -77,24 +87,25 @@ class WeightNet(Weighting):
         hidden: int = 100,
         normalize: bool = True,
         synchronize: bool = False,
-        divergence: Divergence = kl_divergence,
+        divergence: Divergence | None = None,
         task_loss: TaskLoss | None = None,
     ) -> None:
         super().__init__()
         check_names("names", names)
-        check_size("num_classes", num_classes)
-        check_size("hidden", hidden)
+        check_integer("num_classes", num_classes, least=1)
+        check_integer("hidden", hidden, least=1)
         check_divergence(divergence)
-        if synchronize and not normalize:
-            raise ValueError("Expected `normalize` with `synchronize`, got `synchronize` alone.")
+        check_callable("task_loss", task_loss, optional=True)
+        check_that("`normalize` with `synchronize`", normalize or not synchronize, "no `normalize`")
         self.names = tuple(names)
         self.num_classes = num_classes
         self.normalize = normalize
         self.synchronize = synchronize
         self.divergence = divergence
-        self.task_loss = checked_task_loss(task_loss)
+        self.task_loss = task_loss
+        views = len(self.names)
         self.network = nn.Sequential(
-            nn.Linear(4 * len(self.names), hidden), nn.ReLU(), nn.Linear(hidden, len(self.names))
+            nn.Linear(4 * views, hidden), nn.ReLU(), nn.Linear(hidden, views)
         )
 
     def forward(
@@ -106,8 +117,8 @@ class WeightNet(Weighting):
         names: Sequence[str],
         valid: Tensor | None = None,
     ) -> Tensor:
-        if tuple(names) != self.names:
-            raise ValueError(f"Expected `names` to be {listing(self.names)}, got {listing(names)}.")
+        wanted = join_names(self.names)
+        check_that(f"`names` to be {wanted}", tuple(names) == self.names, join_names(names))
         cues = self.cues(terms, teacher, target, valid=valid)
         weights = torch.sigmoid(self.network(cues.flatten(1))).to(terms.dtype)
         return weights / self._mean(weights, valid) if self.normalize else weights
@@ -120,53 +131,44 @@ class WeightNet(Weighting):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """What the network sees: (N, K, 4), without gradient, 0 where it is not known."""
-        columns = columns_of(valid, self.names)
-        rows = [self._of_teacher(view, teacher, target, columns) for view in self.names]
+        """Return the input of the network: (N, K, 4), without gradient, 0 where it is unknown."""
+        masks = valid_by_view(valid, self.names)
+        of_teacher = [self._teacher_cues(view, teacher, target, masks) for view in self.names]
         terms = terms.detach()
         if valid is not None:
             terms = terms.masked_fill(~any_position(valid), 0.0)
-        cues = torch.cat([terms.unsqueeze(-1), torch.stack(rows, dim=1)], dim=-1)
-        parameter = next(self.network.parameters())
-        # A teacher that rules the target out has an infinite loss.
-        cues = (cues / log(max(self.num_classes, 2))).clamp(0, LARGEST)
-        return torch.log1p(cues).to(parameter.dtype)
+        cues = torch.cat([terms.unsqueeze(-1), torch.stack(of_teacher, dim=1)], dim=-1)
+        # A teacher that rules out the target has an infinite loss.
+        cues = (cues / log(max(self.num_classes, 2))).clamp(0, MAX_CUE)
+        return torch.log1p(cues).to(next(self.network.parameters()).dtype)
 
-    def _of_teacher(
+    def _teacher_cues(
         self,
         view: str,
         teacher: Mapping[str, Tensor],
         target: Tensor | None,
-        columns: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
     ) -> Tensor:
-        """Its loss, how sure it is, and how far from the whole input's prediction: (N, 3)."""
-        logits, whole = view_of(teacher, view), view_of(teacher, FULL)
+        """Return loss, confidence, and distance from the prediction on the full view: (N, 3)."""
+        logits, valid = logits_of(teacher, view), masks.get(view)
         if logits.shape[-1] != self.num_classes:
-            raise ValueError(
-                f"Expected `teacher[{view!r}]` of {self.num_classes} classes, "
-                f"got {logits.shape[-1]}."
-            )
-        known, seen = columns.get(view), whole_of(columns)
+            what = f"{self.num_classes} classes in `teacher[{view!r}]`"
+            raise ValueError(expected(what, logits.shape[-1]))
         loss = logits.new_zeros(len(logits))
         if target is not None:
-            loss = teacher_loss(self.task_loss, teacher, view, target, known)
-        sure = divergence_rows(self.divergence, torch.zeros_like(logits), logits)
-        apart = divergence_rows(self.divergence, logits, whole)
-        both = known if known is None or seen is None else known & seen
-        return torch.stack(
-            [loss, known_per_sample(sure, known), known_per_sample(apart, both)], dim=-1
-        )
+            loss = teacher_loss(self.task_loss, teacher, view, target, valid)
+        divergence = divergence_function(self.divergence)
+        confidence = mean_over_valid(divergence(torch.zeros_like(logits), logits), valid)
+        both = None if valid is None else intersect(valid, valid_full(masks))
+        distance = compare_views(teacher, view, FULL, self.divergence)
+        return torch.stack([loss, confidence, mean_over_valid(distance, both)], dim=-1)
 
     def _mean(self, weights: Tensor, valid: Tensor | None) -> Tensor:
-        """The mean of the weights that count, never so small that dividing by it gives NaN."""
-        if valid is None:
-            total, count = weights.sum(), weights.new_full((), weights.numel())
-        else:
-            counts = any_position(valid)
-            total = weights.masked_fill(~counts, 0.0).sum()
-            count = counts.sum().to(total.dtype)
+        """Average the valid weights. The mean is kept large enough to divide by it."""
+        mask = torch.ones_like(weights, dtype=torch.bool) if valid is None else any_position(valid)
+        total, count = weights.masked_fill(~mask, 0.0).sum(), mask.sum().to(weights.dtype)
         if self.synchronize and self.training:
-            total, count = over_processes(torch.stack([total, count])).unbind()
+            total, count = all_reduce_sum(torch.stack([total, count])).unbind()
         return (total / count.clamp(min=1)).clamp(min=1e-12)
 
     def extra_repr(self) -> str:

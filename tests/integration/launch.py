@@ -1,4 +1,4 @@
-"""Scripts in processes of their own."""
+"""Run scripts in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def launch(script: str, *arguments: object, processes: int = 2) -> None:
-    """A script of this folder under `torchrun`."""
+    """Run a script of this folder under `torchrun`."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
          "--standalone", str(TESTS / "integration" / script), *map(str, arguments)],
@@ -21,6 +21,6 @@ def launch(script: str, *arguments: object, processes: int = 2) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Ours, with one thread, and with what the tests import."""
+    """This environment with one thread, and with the helper modules of the tests."""
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}

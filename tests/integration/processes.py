@@ -1,4 +1,4 @@
-"""What each of several processes does: the recipes, on its part of the batches."""
+"""Run the recipes for several processes; each trains on its own part of the batches."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ SCHEMES: dict[str, Callable[[], Weighting | None]] = {
     "none": lambda: None,
     "uncertainty": lambda: UncertaintyWeighting(VIEWS),
     "dynamic": lambda: DynamicWeightAverage(VIEWS),
-    "net": lambda: net().requires_grad_(False),
+    "net": lambda: make_net().requires_grad_(False),
 }
 WRAPPERS = ("DistributedDataParallel", "accelerate", "FSDP2")
+MASKED_LOSS = "Samples that lack something"
+"""The heading of the recipe for processes with different numbers of valid samples."""
 
 
-def net() -> WeightNet:
+def make_net() -> WeightNet:
     return WeightNet(VIEWS, num_classes=CLASSES, hidden=4, synchronize=True)
 
 
 class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.last = nn.Linear(5, 4), nn.Linear(8, CLASSES)
+        self.text, self.last = nn.Linear(5, 4), nn.Linear(8, CLASSES)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        return self.last(torch.cat([pixels, self.words(tokens)], -1).tanh())
+        return self.last(torch.cat([pixels, self.text(tokens)], -1).tanh())
 
 
-def given(weighting: Callable[[], Weighting | None]) -> dict[str, Any]:
-    """What a recipe takes for granted, alike in all processes."""
+def make_setting(weighting: Callable[[], Weighting | None]) -> dict[str, Any]:
+    """The names that the recipes use, with the same values in all processes."""
     torch.manual_seed(0)
     views = ModalityViews(image=LearnedFill(pixels=torch.randn(4)), text=LearnedFill(tokens=(5,)))
     teacher = Student()
@@ -60,37 +62,37 @@ def given(weighting: Callable[[], Weighting | None]) -> dict[str, Any]:
         "teacher": teacher,
         "views": views,
         "msd": MSDLoss(KDLoss(2.0, learn_temperature=True), weighting()),
-        "data": [(sample(), torch.randint(CLASSES, ())) for _ in range(SAMPLES)],
+        "data": [(make_sample(), torch.randint(CLASSES, ())) for _ in range(SAMPLES)],
         "torch": torch,
     }
 
 
-def sample() -> dict[str, Tensor]:
+def make_sample() -> dict[str, Tensor]:
     return {"pixels": torch.randn(4), "tokens": torch.randn(5)}
 
 
-def state(found: dict[str, Any], names: Sequence[str] = ("student", "views", "msd")) -> Any:
-    """All that moves."""
-    tensors = nn.ModuleDict({name: found[name] for name in names}).state_dict()
+def state(namespace: dict[str, Any], names: Sequence[str] = ("student", "views", "msd")) -> Any:
+    """All parameters and buffers, gathered if they are sharded."""
+    tensors = nn.ModuleDict({name: namespace[name] for name in names}).state_dict()
     return {
         name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
         for name, t in tensors.items()
     }
 
 
-def wrapped(recipe: str, scheme: str, rank: int, size: int) -> dict[str, Tensor]:
-    """After two batches of the recipe."""
-    setting = given(SCHEMES[scheme])
-    # accelerate hands out batches by itself.
+def train_wrapped(recipe: str, scheme: str, rank: int, size: int) -> dict[str, Tensor]:
+    """Return the state after two batches of a recipe with a wrapper."""
+    setting = make_setting(SCHEMES[scheme])
+    # accelerate gives each process its part of the loader.
     part = setting["data"] if recipe == "accelerate" else setting["data"][rank::size]
     return state(run("distributed", "One module", recipe, **setting, loader=DataLoader(part, 2)))
 
 
-def meta(rank: int, size: int) -> dict[str, Tensor]:
-    """After two steps of the learner."""
-    setting = given(net)
+def train_meta(rank: int, size: int) -> dict[str, Tensor]:
+    """Return the state after two steps of the recipe with a `MetaLearner`."""
+    setting = make_setting(make_net)
     held_out, target = next(iter(DataLoader(setting["data"], SAMPLES)))
-    found = run(
+    namespace = run(
         "distributed",
         "MetaLearner",
         **setting,
@@ -100,21 +102,21 @@ def meta(rank: int, size: int) -> dict[str, Tensor]:
         held_out={name: entry[rank::size] for name, entry in held_out.items()},
         held_out_target=target[rank::size],
     )
-    return state(found)
+    return state(namespace)
 
 
-def lacking(rank: int, size: int) -> list[Tensor]:
-    """The mean gradient, of samples of which the first half lacks all."""
-    setting = given(SCHEMES["none"])
+def masked_gradients(rank: int, size: int) -> list[Tensor]:
+    """Return the mean gradients when the first three samples have no valid view."""
+    setting = make_setting(SCHEMES["none"])
     batch, target = next(iter(DataLoader(setting["data"], SAMPLES)))
     rows = slice(rank * SAMPLES // size, (rank + 1) * SAMPLES // size)
     valid = torch.arange(SAMPLES).unsqueeze(1).expand(-1, 3) > 2
     batch = {name: entry[rows] for name, entry in batch.items()}
-    s, t = (setting["views"](setting[who], batch) for who in ("student", "teacher"))
+    s, t = (setting["views"](setting[model], batch) for model in ("student", "teacher"))
     parts = setting["msd"].parts(s, t, target[rows], valid=valid[rows])
     loss = parts.loss
     if size > 1:
-        loss = run("distributed", "Samples that lack something", torch=torch)["over_all"](parts)
+        loss = run("distributed", MASKED_LOSS, torch=torch)["over_all"](parts)
     gradients = torch.autograd.grad(loss, list(setting["student"].parameters()))
     for gradient in gradients if size > 1 else ():
         distributed.all_reduce(gradient)
@@ -124,10 +126,13 @@ def lacking(rank: int, size: int) -> list[Tensor]:
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    me = distributed.get_rank(), distributed.get_world_size()
-    found = {(r, s): wrapped(r, s, *me) for r in WRAPPERS for s in SCHEMES}
-    others = {"meta": meta(*me), "lacking": lacking(*me)}
-    torch.save({"wrapped": found, **others}, Path(folder) / f"{me[0]}.pt")
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    results = {
+        "wrapped": {(r, s): train_wrapped(r, s, rank, size) for r in WRAPPERS for s in SCHEMES},
+        "meta": train_meta(rank, size),
+        "masked": masked_gradients(rank, size),
+    }
+    torch.save(results, Path(folder) / f"{rank}.pt")
     leave()
 
 

@@ -1,4 +1,4 @@
-"""Data as they come: modalities that are missing, and captions."""
+"""Recipes for samples with missing modalities and for captions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from msdlosses import KDLoss
 
 CLASSES, WIDTH, MODALITIES = 4, 6, ("audio", "image", "text")
 
+# Missing modalities
 
-# --- samples that lack a modality
+MISSING = "Samples that lack a modality"
+"""The heading of the recipe."""
 
 
-class Three(nn.Module):
+class ThreeModalities(nn.Module):
     """A model of three modalities."""
 
     def __init__(self, hidden: int) -> None:
@@ -33,82 +35,85 @@ class Three(nn.Module):
         return logits
 
 
-def samples(count: int, centres: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Noisy pictures of the classes in each modality; of a third all, of others one or two."""
+def make_samples(count: int, centers: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Noisy class centers in each modality.
+
+    If not `complete`, a third of the samples have three modalities, a third two, a third one.
+    """
     target = torch.randint(CLASSES, (count,))
     batch = {
-        modality: centres[i, target] + torch.randn(count, WIDTH)
+        modality: centers[i, target] + torch.randn(count, WIDTH)
         for i, modality in enumerate(MODALITIES)
     }
     present = torch.ones(count, 3, dtype=torch.bool)
     if not complete:
-        lacking = torch.randint(3, (count,))
-        present[torch.arange(count), lacking] = torch.arange(count) % 3 == 0
-        present[torch.arange(count), (lacking + 1) % 3] &= torch.arange(count) % 3 < 2
+        missing = torch.randint(3, (count,))
+        present[torch.arange(count), missing] = torch.arange(count) % 3 == 0
+        present[torch.arange(count), (missing + 1) % 3] &= torch.arange(count) % 3 < 2
         for i, modality in enumerate(MODALITIES):
             batch[modality] = batch[modality] * present[:, i : i + 1]
     return {**batch, "present": present}, target
 
 
-def fit(model: nn.Module, loss_of: Any, batch: dict[str, Tensor], target: Tensor) -> None:
+def fit(model: nn.Module, loss_fn: Any, batch: dict[str, Tensor], target: Tensor) -> None:
     optimizer = Adam(model.parameters(), 1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        loss_of(batch, target).backward()
+        loss_fn(batch, target).backward()
         optimizer.step()
 
 
-def test_a_student_learns_of_samples_that_lack_modalities() -> None:
-    recipe = run("data", *[("Samples that lack a modality", number) for number in range(2)])
-    centres = 0.7 * torch.randn(3, CLASSES, WIDTH)
-    teacher, student, other = Three(64), Three(16), Three(16)
-    whole, target = samples(600, centres, complete=True)
-    fit(teacher, lambda b, y: recipe["teacher_loss_of"](teacher, b, y), whole, target)
-    some, label = samples(600, centres, complete=False)
-    assert some["present"].all(1).sum() == 200
-    assert set(some["present"].sum(1).tolist()) == {1, 2, 3}
-    fit(student, lambda b, y: recipe["loss_of"](student, teacher, b, y), some, label)
-    # The same from complete samples alone, without views: nothing is known of what is missing.
-    kept = some["present"].all(1)
-    few = {name: entry[kept] for name, entry in some.items()}
-    plain = KDLoss(2.0)
+def test_student_learns_from_samples_with_missing_modalities() -> None:
+    recipe = run("data", *[(MISSING, number) for number in range(2)])
+    centers = 0.7 * torch.randn(3, CLASSES, WIDTH)
+    teacher, student, baseline = ThreeModalities(64), ThreeModalities(16), ThreeModalities(16)
+    batch, target = make_samples(600, centers, complete=True)
+    fit(teacher, lambda b, y: recipe["teacher_loss_of"](teacher, b, y), batch, target)
+    batch, target = make_samples(600, centers, complete=False)
+    assert batch["present"].all(1).sum() == 200
+    assert set(batch["present"].sum(1).tolist()) == {1, 2, 3}
+    fit(student, lambda b, y: recipe["loss_of"](student, teacher, b, y), batch, target)
 
-    def kd(batch: dict[str, Tensor], y: Tensor) -> Tensor:
+    # The baseline is plain distillation on the complete samples only.
+    complete = batch["present"].all(1)
+    kd = KDLoss(2.0)
+
+    def baseline_loss(batch: dict[str, Tensor], target: Tensor) -> Tensor:
         inputs = {m: batch[m] for m in MODALITIES}
-        s, t = other(**inputs), teacher(**inputs).detach()
-        return 0.5 * F.cross_entropy(s, y) + 0.5 * plain(s, t)
+        s, t = baseline(**inputs), teacher(**inputs).detach()
+        return 0.5 * F.cross_entropy(s, target) + 0.5 * kd(s, t)
 
-    fit(other, kd, few, label[kept])
-    test, truth = samples(600, centres, complete=True)
-    found, before = (recipe["accuracies"](model, test, truth) for model in (student, other))
-    assert set(found) == {"full", *MODALITIES, *(f"~{m}" for m in MODALITIES)}
-    assert found["full"] > before["full"] - 0.02
-    assert all(accuracy > 2 / CLASSES for accuracy in found.values())
-    assert sum(found[m] - before[m] for m in MODALITIES) > 3 * 0.01
+    fit(baseline, baseline_loss, {k: v[complete] for k, v in batch.items()}, target[complete])
+    batch, target = make_samples(600, centers, complete=True)
+    actual, expected = (recipe["accuracies"](m, batch, target) for m in (student, baseline))
+    assert set(actual) == {"full", *MODALITIES, *(f"~{m}" for m in MODALITIES)}
+    assert actual["full"] > expected["full"] - 0.02
+    assert all(accuracy > 2 / CLASSES for accuracy in actual.values())
+    assert sum(actual[m] - expected[m] for m in MODALITIES) > 3 * 0.01
 
 
-def test_what_a_sample_lacks_has_no_part_in_its_terms() -> None:
-    recipe = run("data", "Samples that lack a modality")
-    batch, target = samples(30, torch.randn(3, CLASSES, WIDTH), complete=False)
-    views, teacher, student = recipe["views"], Three(8), Three(8)
+def test_missing_modalities_do_not_contribute_to_terms() -> None:
+    recipe = run("data", MISSING)
+    batch, target = make_samples(30, torch.randn(3, CLASSES, WIDTH), complete=False)
+    views, teacher, student = recipe["views"], ThreeModalities(8), ThreeModalities(8)
     valid = views.valid(dict(zip(MODALITIES, batch["present"].unbind(1), strict=True)))
     s, t = (views(model, batch) for model in (student, teacher))
     parts = recipe["msd"].parts(s, t, target, valid=valid)
     assert parts.count == 30
     assert not parts.terms[~valid].any()
     assert (parts.terms[valid] > 0).all()
-    spoiled = {
+    with_nan = {
         v: x.masked_fill(~valid[:, i, None], float("nan")) for i, (v, x) in enumerate(t.items())
     }
-    assert torch.equal(recipe["msd"](s, spoiled, target, valid=valid), parts.loss)
+    assert torch.equal(recipe["msd"](s, with_nan, target, valid=valid), parts.loss)
 
 
-# --- captions
+# Captions
 
 
-def captioner() -> dict[str, Any]:
+def make_captioner() -> dict[str, Any]:
     pytest.importorskip("transformers")
-    recipe = run("data", "Samples that lack a modality", "A captioner")
+    recipe = run("data", MISSING, "A captioner")
     for model in (recipe["teacher"], recipe["student"]):
         model.eval()
     for parameter in recipe["teacher"].parameters():
@@ -118,40 +123,39 @@ def captioner() -> dict[str, Any]:
     return {**recipe, "pixels": torch.randn(4, 3, 8, 8), "labels": labels}
 
 
-def test_captions_are_distilled_by_their_tokens() -> None:
-    """The loss of views equals sums written by hand, over what is no padding."""
-    found = captioner()
-    labels, views = found["labels"], found["views"]
-    loss = found["caption_loss_of"](found["student"], found["teacher"], found["pixels"], labels)
+def test_caption_loss_equals_sums_over_tokens_without_padding() -> None:
+    recipe = make_captioner()
+    labels, views = recipe["labels"], recipe["views"]
+    loss = recipe["caption_loss_of"](recipe["student"], recipe["teacher"], recipe["pixels"], labels)
     tokens = torch.cat([torch.full((4, 1), 1), labels.clamp(min=0)[:, :-1]], 1)
     count, total = (labels >= 0).sum(), torch.zeros(())
-    for shown in views.names:
-        inputs = tokens if shown != "image" else torch.full_like(tokens, 2)
+    for view in views.names:
+        inputs = tokens if view != "image" else torch.full_like(tokens, 2)
         inputs = torch.cat([tokens[:, :1], inputs[:, 1:]], 1)
-        pixels = found["pixels"] if shown != "text" else torch.zeros_like(found["pixels"])
+        pixels = recipe["pixels"] if view != "text" else torch.zeros_like(recipe["pixels"])
         s, t = (
-            found[who](pixel_values=pixels, decoder_input_ids=inputs).logits[labels >= 0]
-            for who in ("student", "teacher")
+            recipe[model](pixel_values=pixels, decoder_input_ids=inputs).logits[labels >= 0]
+            for model in ("student", "teacher")
         )
         kl = F.kl_div(
             (s / 2).log_softmax(-1), (t / 2).log_softmax(-1), log_target=True, reduction="sum"
         )
         total = total + 0.5 * 4 * kl / count
-        if shown == "full":
+        if view == "full":
             total = total + 0.5 * F.cross_entropy(s, labels[labels >= 0])
     torch.testing.assert_close(loss, total)
 
 
-def test_a_captioner_comes_to_say_what_its_teacher_says() -> None:
-    found = captioner()
-    student, views = found["student"], found["views"]
+def test_captioner_learns_the_predictions_of_its_teacher() -> None:
+    recipe = make_captioner()
+    student, views = recipe["student"], recipe["views"]
     optimizer = Adam(student.parameters(), 1e-2)
-    tokens = found["labels"].clamp(min=3)
-    batch, losses = {"pixel_values": found["pixels"], "decoder_input_ids": tokens}, []
+    tokens = recipe["labels"].clamp(min=3)
+    batch, losses = {"pixel_values": recipe["pixels"], "decoder_input_ids": tokens}, []
     with torch.no_grad():
-        t = views(found["teacher"], batch)
+        t = views(recipe["teacher"], batch)
     for _ in range(60):
-        loss = found["msd"](views(student, batch), t, found["labels"])
+        loss = recipe["msd"](views(student, batch), t, recipe["labels"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

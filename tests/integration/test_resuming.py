@@ -1,4 +1,4 @@
-"""A run that is killed and goes on equals an unbroken one, bit by bit."""
+"""The recipe for resuming a killed run: it equals an uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launch import environment
+from integration.launch import environment
 from lookahead import assert_same
 from recipes import run
 from torch import Tensor, nn
@@ -19,26 +19,26 @@ CLASSES, SAMPLES = 4, 24
 
 
 class Student(nn.Module):
-    """With dropout, and statistics of its batches."""
+    """A student with random numbers and buffers: dropout and batch statistics."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Embedding(10, 4)
+        self.text = nn.Embedding(10, 4)
         self.layers = nn.Sequential(
             nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, CLASSES)
         )
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.layers(torch.cat([pixels, self.words(tokens).mean(1)], -1))
+        logits: Tensor = self.layers(torch.cat([pixels, self.text(tokens).mean(1)], -1))
         return logits
 
 
 def train(path: Path, kill_at: int | None = None) -> Any:
-    """The page's run, which one pass of the teacher ends for good."""
+    """Run the page, and kill the process in one of the teacher's forward passes."""
     torch.manual_seed(0)
     student, teacher = Student(), Student().eval()
     data = {"pixels": torch.randn(SAMPLES, 4), "tokens": torch.randint(1, 10, (SAMPLES, 5))}
-    given = {
+    names = {
         "student": student, "teacher": teacher, "PAD": 0, "C": CLASSES, "path": path,
         "optimizer": torch.optim.AdamW(student.parameters(), 1e-2),
         "loader": [(data, torch.randint(CLASSES, (SAMPLES,)))],
@@ -50,19 +50,19 @@ def train(path: Path, kill_at: int | None = None) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
     teacher.register_forward_hook(count)
-    found = run("resuming", "A run", "Saved and loaded", ("Saved and loaded", 1), **given)
-    return [part.state_dict() for part in found["parts"].values()]
+    namespace = run("resuming", "A run", "Saved and loaded", ("Saved and loaded", 1), **names)
+    return [part.state_dict() for part in namespace["parts"].values()]
 
 
-def test_a_killed_run_that_goes_on_equals_an_unbroken_one(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "broken")],
+        [sys.executable, __file__, str(tmp_path / "resumed")],
         env=environment(), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    epoch, step = torch.load(tmp_path / "broken")["at"]
-    assert (epoch, step) == (1, 4)  # within an epoch
-    assert_same(train(tmp_path / "broken"), train(tmp_path / "whole"))
+    epoch, step = torch.load(tmp_path / "resumed")["at"]
+    assert (epoch, step) == (1, 4)  # in the middle of an epoch
+    assert_same(train(tmp_path / "resumed"), train(tmp_path / "uninterrupted"))
 
 
 def main(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Precision, compilers, transforms and batches of tensordict: equal to the plain step."""
+"""Recipes for autocast, compilers, function transforms, export, and tensordict."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CLASSES, SAMPLES, PAD = 5, 6, 0
 class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.picture, self.words = nn.Linear(4, 8), nn.Embedding(10, 8)
+        self.image, self.text = nn.Linear(4, 8), nn.Embedding(10, 8)
         self.last = nn.Linear(16, CLASSES)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        features = torch.cat([self.picture(pixels), self.words(tokens).mean(1)], -1)
+        features = torch.cat([self.image(pixels), self.text(tokens).mean(1)], -1)
         return self.last(features.tanh())
 
 
-def given(device: str = "cpu") -> dict[str, Any]:
+def make_setting(device: str = "cpu") -> dict[str, Any]:
     torch.manual_seed(0)
     batches = [
         (
@@ -47,20 +47,20 @@ def given(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def prepared(**setting: Any) -> dict[str, Any]:
-    """With the page's views and loss."""
+def with_loss(**setting: Any) -> dict[str, Any]:
+    """Add the views and the loss of the page."""
     return run("torch", "Mixed precision", **setting)
 
 
-def stepped(dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    """The student after the page's steps, in some precision."""
-    setting = {**prepared(**given(device)), "device": device, "dtype": dtype}
+def train_with_autocast(dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Return the student's parameters after the steps of the page."""
+    setting = {**with_loss(**make_setting(device)), "device": device, "dtype": dtype}
     run("torch", ("Mixed precision", 1), **setting)
     return [p.detach() for p in setting["student"].parameters()]
 
 
 def loss_of(setting: dict[str, Any], student: nn.Module, batch: Any, target: Tensor) -> Tensor:
-    """The loss, plainly."""
+    """Compute the loss of the page in eager code."""
     views, msd = setting["views"], setting["msd"]
     with torch.no_grad():
         t = views(setting["teacher"], batch)
@@ -68,9 +68,9 @@ def loss_of(setting: dict[str, Any], student: nn.Module, batch: Any, target: Ten
     return 0.5 * F.cross_entropy(s["full"], target) + 0.5 * msd(s, t, target)
 
 
-def plain() -> list[Tensor]:
-    """The student after the same steps, in single precision, by hand."""
-    setting = prepared(**given())
+def train_in_float32() -> list[Tensor]:
+    """Return the student's parameters after the same steps without autocast."""
+    setting = with_loss(**make_setting())
     for batch, target in setting["loader"]:
         setting["optimizer"].zero_grad()
         loss_of(setting, setting["student"], batch, target).backward()
@@ -84,86 +84,86 @@ DEVICES = ["cpu", pytest.param("cuda", marks=no_gpu)]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_steps_in_half_precision_are_near_to_those_in_single(
-    dtype: torch.dtype, device: str
-) -> None:
-    start = [p.detach() for p in given()["student"].parameters()]
-    for before, found, expected in zip(start, stepped(dtype, device), plain(), strict=True):
-        assert found.dtype == torch.float32
-        moved = (expected - before).norm()
-        assert moved > 0
-        assert (found.cpu() - expected).norm() < 0.02 * moved
+def test_autocast_is_close_to_float32(dtype: torch.dtype, device: str) -> None:
+    start = [p.detach() for p in make_setting()["student"].parameters()]
+    trained = train_with_autocast(dtype, device), train_in_float32()
+    for before, actual, expected in zip(start, *trained, strict=True):
+        assert actual.dtype == torch.float32
+        change = (expected - before).norm()
+        assert change > 0
+        assert (actual.cpu() - expected).norm() < 0.02 * change
 
 
 def gradients(loss: Tensor, student: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(student.parameters())))
 
 
-def batch_of(setting: dict[str, Any]) -> dict[str, Any]:
-    """The first batch, and what the teacher says of it."""
+def with_batch(setting: dict[str, Any]) -> dict[str, Any]:
+    """Add the first batch and the teacher's logits on it."""
     batch, target = setting["loader"][0]
     with torch.no_grad():
         t = setting["views"](setting["teacher"], batch)
     return {**setting, "batch": batch, "target": target, "t": t}
 
 
-@pytest.mark.parametrize("what", ["student", "loss", "both"])
-def test_compiled_parts_give_the_same_gradients(what: str, monkeypatch: Any) -> None:
-    whole = torch.compile
-    monkeypatch.setattr(  # what the default makes of the graphs is its own matter, and slow
-        torch, "compile", lambda *args, **options: whole(*args, **options, backend="aot_eager")
+@pytest.mark.parametrize("compiled", ["student", "loss", "both"])
+def test_compiled_gradients_equal_eager(compiled: str, monkeypatch: Any) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(  # a backend that is faster to compile than the default
+        torch, "compile", lambda *args, **options: compile_(*args, **options, backend="aot_eager")
     )
-    found = run("torch", "Compiled", **batch_of(prepared(**given())))
-    student, batch, t, target = (found[name] for name in ("student", "batch", "t", "target"))
-    loss = found["loss"]
-    if what != "both":
-        model = found["fast_student"] if what == "student" else student
-        msd = found["fast_msd"] if what == "loss" else found["msd"]
-        s = found["views"](model, batch)
+    recipe = run("torch", "Compiled", **with_batch(with_loss(**make_setting())))
+    student, batch, t, target = (recipe[name] for name in ("student", "batch", "t", "target"))
+    loss = recipe["loss"]
+    if compiled != "both":
+        model = recipe["fast_student"] if compiled == "student" else student
+        msd = recipe["fast_msd"] if compiled == "loss" else recipe["msd"]
+        s = recipe["views"](model, batch)
         loss = 0.5 * F.cross_entropy(s["full"], target) + 0.5 * msd(s, t, target)
-    expected = loss_of(found, student, batch, target)
+    expected = loss_of(recipe, student, batch, target)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients(loss, student), gradients(expected, student))
 
 
-def test_an_ensemble_has_the_gradients_of_its_students() -> None:
-    found = run("torch", "Ensembles", **batch_of(prepared(**given())))
-    assert found["gradients"]["last.bias"].shape == (3, CLASSES)
-    for i, student in enumerate(found["students"]):
-        loss = loss_of(found, student, found["batch"], found["target"])
-        of_one = [gradient[i] for gradient in found["gradients"].values()]
-        torch.testing.assert_close(of_one, gradients(loss, student))
+def test_ensemble_gradients_equal_those_of_each_student() -> None:
+    recipe = run("torch", "Ensembles", **with_batch(with_loss(**make_setting())))
+    assert recipe["gradients"]["last.bias"].shape == (3, CLASSES)
+    for i, student in enumerate(recipe["students"]):
+        loss = loss_of(recipe, student, recipe["batch"], recipe["target"])
+        actual = [gradient[i] for gradient in recipe["gradients"].values()]
+        torch.testing.assert_close(actual, gradients(loss, student))
 
 
-def test_an_exported_student_fills_in_what_it_learned() -> None:
-    setting = batch_of(prepared(**given()))
-    found = run("torch", "Export", **setting)
-    with torch.no_grad():  # as if it had learned
-        found["learned_views"].maskers["image"].get_parameter("absent_pixels").copy_(torch.randn(4))
-    found = run("torch", ("Export", 1), **found)
+def test_exported_student_contains_the_learned_fill() -> None:
+    setting = with_batch(with_loss(**make_setting()))
+    recipe = run("torch", "Export", **setting)
+    with torch.no_grad():  # as training would
+        fill = recipe["learned_views"].maskers["image"].get_parameter("absent_pixels")
+        fill.copy_(torch.randn(4))
+    recipe = run("torch", ("Export", 1), **recipe)
     file = io.BytesIO()
-    torch.export.save(found["program"], file)
+    torch.export.save(recipe["program"], file)
     file.seek(0)
     program = torch.export.load(file).module()
-    few = {name: entry[:2] for name, entry in setting["batch"].items()}
-    expected = found["learned_views"](setting["student"], few)["text"]
-    torch.testing.assert_close(program(**few), expected)
-    other = {**few, "pixels": torch.randn(2, 4)}
-    torch.testing.assert_close(program(**other), expected)
+    batch = {name: entry[:2] for name, entry in setting["batch"].items()}
+    expected = recipe["learned_views"](setting["student"], batch)["text"]
+    torch.testing.assert_close(program(**batch), expected)
+    other_image = {**batch, "pixels": torch.randn(2, 4)}
+    torch.testing.assert_close(program(**other_image), expected)
 
 
-def test_batches_of_tensordict_are_batches() -> None:
+def test_tensordict_batches_equal_dict_batches() -> None:
     tensordict = pytest.importorskip("tensordict")
-    setting = batch_of(prepared(**given()))
+    setting = with_batch(with_loss(**make_setting()))
     expected = setting["views"](setting["student"], setting["batch"])
     for number in range(2):
-        found = run("torch", "tensordict", *([("tensordict", 1)] if number else []), **setting)
-        torch.testing.assert_close(found["s"], expected)
+        recipe = run("torch", "tensordict", *([("tensordict", 1)] if number else []), **setting)
+        torch.testing.assert_close(recipe["s"], expected)
     nested = tensordict.TensorDict(
         {"a": setting["batch"], "more": {"b": torch.randn(SAMPLES, 2)}}, batch_size=[SAMPLES]
     )
     views = type(setting["views"])(
-        image=found["Fill"](**{"a.pixels": 0.0}), text=found["Fill"](a={"tokens": PAD})
+        image=recipe["Fill"](**{"a.pixels": 0.0}), text=recipe["Fill"](a={"tokens": PAD})
     )
     logits = views(lambda a, more: setting["student"](**a), nested)
     torch.testing.assert_close(logits, expected)

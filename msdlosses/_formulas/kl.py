@@ -1,0 +1,88 @@
+"""Kullback-Leibler divergences, and the elements that every divergence here is a sum of."""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FINITE_MIN = -1e30
+"""Stands for -inf where differences are taken: -inf minus -inf would be NaN."""
+
+
+def kl(
+    student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0, constant_teacher: bool = False
+) -> Tensor:
+    """KL(p || m) with m = skew p + (1 - skew) q.
+
+    `constant_teacher` promises that nothing is differentiated through p, as a learned temperature
+    would be. This saves memory.
+    """
+    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_m = log_mixture(log_p, log_q, skew) if skew else log_q
+    elements = constant_kl_elements if constant_teacher else kl_elements
+    return clamp_rounding(elements(log_m, log_p).sum(dim))
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0) -> Tensor:
+    """KL(q || m) with m = skew q + (1 - skew) p."""
+    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_m = log_mixture(log_q, log_p, skew) if skew else log_p
+    return clamp_rounding(kl_elements(log_m, log_q).sum(dim))
+
+
+def kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return `q - p + p (log p - log q)` for each class; up to rounding, none is negative.
+
+    `q - p` sums to zero over a distribution, but makes the divergence and its gradient exactly 0
+    where p = q, and accurate close to that. The difference of logarithms may be -inf minus -inf
+    where p = 0, and is set to 0 there. Tensors that no derivative needs are overwritten.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    difference = (log_p - log_q).masked_fill_(p == 0, 0.0)
+    return difference.mul_(p).add_(q.sub(p))
+
+
+def constant_kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return `kl_elements` without a mask, if nothing is differentiated through p.
+
+    Then no derivative needs the difference of logarithms, so 0 times infinity can be replaced in
+    the products where autograd does not see it. A NaN in the logits survives in `q - p`.
+    """
+    minus_p, q = log_p.exp().neg_(), log_q.exp()
+    products = (log_q - log_p).mul_(minus_p)
+    with torch.no_grad():
+        if torch.compiler.is_compiling():  # pragma: no cover - traced, not run
+            # Inductor does not vectorize the search for NaN.
+            products.masked_fill_(minus_p == 0, 0.0)
+        else:
+            products.nan_to_num_(0.0, torch.inf, -torch.inf)
+    return products.add_(q.add(minus_p))
+
+
+def clamp_rounding(values: Tensor) -> Tensor:
+    """Raise negative values, which can only come from rounding, to 0, but keep their gradient."""
+    return values - values.detach().clamp(max=0)
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """Return log(w p + (1 - w) q), which is exactly log p where p = q.
+
+    The larger logarithm is factored out, so that a small number is added to it. Factoring out
+    one of -1e5 would leave its rounding error behind.
+    """
+    log_p, log_q = log_p.clamp(min=FINITE_MIN), log_q.clamp(min=FINITE_MIN)
+    difference = log_q - log_p
+    q_is_larger = difference > 0
+    log_odds = difference.new_full((), log(weight / (1 - weight)))
+    log_odds = torch.where(q_is_larger, log_odds, -log_odds)
+    log_ratio = torch.where(q_is_larger, -difference, difference)  # at most 0: cannot overflow
+    correction = _softplus(log_ratio + log_odds) - _softplus(log_odds)
+    return torch.where(q_is_larger, log_q, log_p) + correction
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)), linear only where that is exact."""
+    return F.softplus(x, threshold=80.0)

@@ -1,0 +1,71 @@
+"""Everything this package uses of PyTorch that is private, or that PyTorch does not type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.optim import Optimizer
+
+# Public, but without types.
+make_dual: Any = forward_ad.make_dual
+unpack_dual: Any = forward_ad.unpack_dual
+preserve_version_counter: Any = _unsafe_preserve_version_counter
+
+
+def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """Call an autograd Function."""
+    return cast(Any, function).apply(*inputs)
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Return whether `torch.func` or forward-mode differentiation is active."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def get_mkldnn_enabled() -> bool:
+    enabled: bool = torch._C._get_mkldnn_enabled()
+    return enabled
+
+
+def set_mkldnn_enabled(enabled: bool) -> None:
+    torch._C._set_mkldnn_enabled(enabled)
+
+
+def unwrap_compiled(module: Any) -> Any:
+    """Return the module inside `torch.compile`'s wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether calls of a module run compiled code."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the dictionary, not a copy, of the buffers that a module itself holds."""
+    return module._buffers
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def backward_hooks(module: nn.Module) -> Iterator[str]:
+    """Yield the names of submodules and parameters with hooks on their gradients."""
+    for name, submodule in module.named_modules():
+        if submodule._backward_hooks or submodule._backward_pre_hooks:
+            yield name
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            yield name
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

@@ -1,0 +1,111 @@
+"""Squared distances between a student's and a teacher's logits or features."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msdlosses._checks import check_pair, check_type
+from msdlosses._formulas.distances import hint, logit_mse
+from msdlosses._formulas.logits import upcast_pair
+from msdlosses.losses._base import DistillationLoss
+
+
+class LogitMSELoss(DistillationLoss):
+    r"""Squared Euclidean distance of the logits, summed over the classes.
+
+    See `functional.logit_mse_loss` for the formula.
+
+    Args:
+        dim: the class axis.
+        ignore_index, reduction, chunk_size: as in `DistillationLoss`.
+
+    Shape:
+        ``student`` and ``teacher``: (N, ..., C), with the classes at ``dim``.
+
+    Raises:
+        TypeError, ValueError: as for `DistillationLoss`.
+
+    Example:
+        >>> loss = LogitMSELoss()
+        >>> loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor(5.)
+
+    Source: [built on] Ba and Caruana 2014, arXiv 1312.6184, equation 1, without the factor 1/2.
+    """
+
+    # The signature of the base class, here for error messages that name this class.
+    def __init__(
+        self,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            dim=dim, ignore_index=ignore_index, reduction=reduction, chunk_size=chunk_size
+        )
+
+    def per_sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        return logit_mse(*upcast_pair(student, teacher), dim=self.dim)
+
+
+class HintLoss(DistillationLoss):
+    r"""Half the squared distance between the teacher's features and the projected student's.
+
+    See `functional.hint_loss` for the formula.
+
+    Args:
+        projection: a module that maps the student's features to the teacher's width, such as
+            ``nn.Linear(64, 768)``; None if the widths agree. It is trained with the student: pass
+            the parameters of this loss to the optimizer as well.
+        dim: the feature axis.
+        ignore_index, reduction: as in `DistillationLoss`.
+
+    Shape:
+        ``student``: (N, ..., D), ``teacher``: (N, ..., D'), with the features at ``dim``.
+
+    Raises:
+        TypeError: ``projection`` is not a module, or features are not floating-point tensors.
+        ValueError: shapes differ after the projection, or devices differ.
+
+    Example:
+        >>> loss = HintLoss(nn.Linear(2, 3))
+        >>> loss(torch.zeros(4, 2), torch.zeros(4, 3)).shape
+        torch.Size([])
+
+    Source: [built on] Romero et al. 2015, arXiv 1412.6550, equation 3.
+    """
+
+    def __init__(
+        self,
+        projection: nn.Module | None = None,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(dim=dim, ignore_index=ignore_index, reduction=reduction)
+        check_type("projection", projection, (nn.Module, type(None)), "a module")
+        self.projection = projection
+        self.same_width = projection is None
+
+    def per_sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        if self.projection is not None:
+            student = self.projection(student)
+            check_pair(student, teacher, dim=self.dim)
+        return hint(*upcast_pair(student, teacher), dim=self.dim)

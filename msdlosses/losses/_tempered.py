@@ -1,0 +1,126 @@
+"""The base class of losses at a temperature."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from msdlosses._checks import check_fits, check_number, check_positive, check_that
+from msdlosses._formulas.logits import Temperature, at_temperature
+from msdlosses.losses._base import DistillationLoss
+
+
+class Options(TypedDict, total=False):
+    """Options of every loss."""
+
+    dim: int
+    ignore_index: int | None
+    reduction: str
+    chunk_size: int | None
+
+
+class TemperedLoss(DistillationLoss):
+    """Base class of losses between predictions at a temperature.
+
+    A subclass implements `divergence`. It gets logits in float32 or wider that are divided by the
+    temperature, the teacher's without gradient, and returns one value per sample.
+    """
+
+    standardize = False
+    """First shift and scale the logits to mean 0 and standard deviation 1."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        learn_temperature: bool,
+        rescale: bool,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        several = isinstance(temperature, Tensor) and temperature.ndim > 0
+        whole = self.chunk_size is None
+        check_that("one `temperature` with `chunk_size`", whole or not several, "several")
+        _check_temperature(temperature)
+        self.learn_temperature = learn_temperature
+        self.rescale = rescale
+        self.fixed_temperature: Temperature
+        if learn_temperature:
+            value = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
+            # At least one axis, because `fully_shard` does not take scalars.
+            self.log_temperature = nn.Parameter(value.log().reshape(value.shape or 1))
+        elif isinstance(temperature, Tensor):
+            self.register_buffer("fixed_temperature", temperature)
+        else:
+            self.fixed_temperature = temperature
+
+    @property
+    def temperature(self) -> Temperature:
+        """tau: a number or a tensor, which can be set; a learned one carries its graph."""
+        if not self.learn_temperature:
+            return self.fixed_temperature
+        return self.log_temperature.exp().squeeze()
+
+    @temperature.setter
+    def temperature(self, temperature: Temperature) -> None:
+        _check_temperature(temperature)
+        if self.learn_temperature:
+            self.log_temperature.data.copy_(torch.as_tensor(temperature).log())
+        elif isinstance(self.fixed_temperature, Tensor):
+            self.fixed_temperature.copy_(torch.as_tensor(temperature))
+        else:
+            check_number("temperature", temperature)  # it was a number, and is not a buffer
+            self.fixed_temperature = temperature
+
+    @abstractmethod
+    def divergence(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return one value per sample, of logits divided by the temperature."""
+
+    def per_sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        return at_temperature(
+            partial(self.divergence, target=target, valid=valid),
+            student,
+            teacher,
+            self.temperature,
+            rescale=self.rescale,
+            dim=self.dim,
+            standardize=self.standardize,
+        )
+
+    def _require_fit(self, student: Tensor) -> None:
+        held = self.log_temperature.squeeze() if self.learn_temperature else self.fixed_temperature
+        if isinstance(held, Tensor):
+            check_fits("temperature", held, student, self.dim)
+
+    def extra_repr(self) -> str:
+        value: object = self.temperature
+        if isinstance(value, Tensor):
+            value = value.item() if value.numel() == 1 else tuple(value.shape)
+        learned = ", learn_temperature=True" if self.learn_temperature else ""
+        rescale = "" if self.rescale else ", rescale=False"
+        return f"temperature={value}{learned}{rescale}, {super().extra_repr()}"
+
+
+def _check_temperature(temperature: Temperature) -> None:
+    if not isinstance(temperature, Tensor):
+        check_number("temperature", temperature, "(0, inf)")
+        return
+    what, advice = "`temperature` without gradient", "Set `learn_temperature`: it stays positive."
+    check_that(what, not temperature.requires_grad, "one that requires it", advice, TypeError)
+    check_positive("temperature", temperature)

@@ -1,0 +1,86 @@
+"""Checks of what views are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from msdlosses._batches import batched_tensors
+from msdlosses._checks import (
+    check_callable,
+    check_integer,
+    check_mapping,
+    check_names,
+    check_that,
+    describe,
+    expected,
+    join_names,
+)
+from msdlosses._torch import unwrap_compiled
+from msdlosses._views import FULL
+from msdlosses.masking._masker import EntryMasker
+from msdlosses.masking._shuffle import Shuffle
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check options of `ModalityViews`, which a modality may have been named after."""
+    functions = [name for name, option in options.items() if callable(option) and name != "output"]
+    taken = functions + ["output"] * isinstance(options["output"], EntryMasker)
+    check_that("modalities with other names than the options", not taken, join_names(taken))
+    check_callable("output", options["output"], optional=True)
+    if options["views_per_forward"] is not None:
+        check_integer("views_per_forward", options["views_per_forward"], least=1)
+
+
+def check_maskers(maskers: Mapping[str, Any]) -> None:
+    """Check for at least two maskers, and for names that can be modalities."""
+    check_that("maskers for at least two modalities", len(maskers) > 1, join_names(maskers))
+    container = nn.ModuleDict()  # will hold the maskers, and does not allow all keys
+    for modality, masker in maskers.items():
+        what = f"modality names except `{FULL}` and attributes of a module, without ~ and dots"
+        ok = modality not in ("", FULL) and not hasattr(container, modality)
+        check_that(what, ok and not {"~", "."} & set(modality), f"`{modality}`")
+        check_callable(modality, masker)
+
+
+def check_view_names(views: Sequence[str], modalities: Iterable[str]) -> None:
+    """Check that each view is `full`, a modality, or a modality with `~`."""
+    check_names("views", views)
+    known = (FULL, *modalities, *(f"~{modality}" for modality in modalities))
+    for view in views:
+        check_that(f"`views` among {join_names(known)}", view in known, f"`{view}`")
+
+
+def parameters_outside_ddp(views: nn.Module, model: object) -> list[str]:
+    """Return what the views learn outside of a DDP model, where it would not be averaged."""
+    model = unwrap_compiled(model)
+    if not (isinstance(model, DistributedDataParallel) and torch.is_grad_enabled()):
+        return []
+    learned = {name: p for name, p in views.named_parameters() if p.requires_grad}
+    wrapped = {id(p) for p in model.parameters()} if learned else set()
+    return [name for name, p in learned.items() if id(p) not in wrapped]
+
+
+def check_blanks(maskers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Check that the maskers give all samples the same blank input."""
+    for modality, masker in maskers:
+        keeps = getattr(masker, "keep", None) is not None
+        got = f"{describe(masker)}{' with `keep`' if keeps else ''} for `{modality}`"
+        what, advice = "one blank input for all samples", "Call `views(model, batch)`."
+        check_that(what, not keeps and not isinstance(masker, Shuffle), got, advice)
+
+
+def check_features(features: Any, modalities: Sequence[str], rows: int) -> None:
+    """Check what the towers return: features of each modality, with one row per sample."""
+    check_mapping("towers(batch)", features, "modalities to features")
+    same = set(features) == set(modalities)
+    what = f"`towers` to return features of {join_names(modalities)}"
+    check_that(what, same, join_names(features))
+    for name, entry in batched_tensors(features):
+        if len(entry) != rows:
+            what = f"{rows} rows of `{name}`, one per sample and one for the blank input"
+            raise ValueError(expected(what, len(entry)))

@@ -1,0 +1,42 @@
+"""Choosing kernels that can be differentiated twice or in forward mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from msdlosses._torch import get_mkldnn_enabled, set_mkldnn_enabled
+
+
+@contextmanager
+def differentiable_kernels(model: nn.Module) -> Iterator[None]:
+    """Avoid kernels without a second derivative or a forward-mode derivative.
+
+    These are fused attention, the fused Transformer layer of evaluation mode, and the recurrent
+    layers of cuDNN and oneDNN.
+    """
+    backends: Any = torch.backends
+    cudnn, fused = backends.cudnn.enabled, backends.mha.get_fastpath_enabled()
+    mkldnn = get_mkldnn_enabled()
+    recurrent = is_recurrent(model)
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            backends.mha.set_fastpath_enabled(False)
+            if recurrent:
+                backends.cudnn.enabled = False
+                set_mkldnn_enabled(False)
+            yield
+        finally:
+            backends.mha.set_fastpath_enabled(fused)
+            backends.cudnn.enabled = cudnn
+            set_mkldnn_enabled(mkldnn)
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Return whether the model has an LSTM, a GRU, or another recurrent layer."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())

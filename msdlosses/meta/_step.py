@@ -1,0 +1,91 @@
+"""The next step of an optimizer, and its derivative with respect to the gradients.
+
+The step is elementwise and small: the model has no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from msdlosses.meta._lookahead import Gradients, no_path
+from msdlosses.meta._optimizers import next_parameter
+
+Pullback = Callable[[Gradients], Gradients]
+"""Maps gradients with respect to the new parameters to ones with respect to the gradients."""
+
+
+def next_parameters(
+    optimizer: Optimizer,
+    parameters: Sequence[Tensor],
+    gradients: Gradients,
+    max_norm: float | None,
+) -> tuple[list[Tensor], Pullback]:
+    """Return the parameters after the next step, and its vector-Jacobian product."""
+    leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
+    used = as_optimizer_uses(optimizer, parameters, max_norm)(leaves)
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    updated = [
+        p.detach() if g is None else _update_one(optimizer, group, p, g)
+        for group, p, g in zip(groups, parameters, used, strict=True)
+    ]
+    return [p.detach() for p in updated], partial(_pull_back, updated, leaves)
+
+
+def _update_one(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
+) -> Tensor:
+    """Update one parameter without keeping what the algebra saves, several times its size."""
+    updated: Tensor = checkpoint(
+        partial(next_parameter, optimizer, group, parameter),
+        gradient,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
+    return updated
+
+
+def _pull_back(updated: Sequence[Tensor], leaves: Gradients, cotangents: Gradients) -> Gradients:
+    pairs = [
+        (p, cotangent)
+        for p, cotangent in zip(updated, cotangents, strict=True)
+        if cotangent is not None and p.requires_grad
+    ]
+    if not pairs:
+        raise no_path()
+    outputs, weights = zip(*pairs, strict=True)
+    wanted = [g for g in leaves if g is not None]
+    gradients = iter(torch.autograd.grad(outputs, wanted, weights, allow_unused=True))
+    return [None if g is None else next(gradients) for g in leaves]
+
+
+def as_optimizer_uses(
+    optimizer: Optimizer, parameters: Sequence[Tensor], max_norm: float | None
+) -> Callable[[Gradients], Gradients]:
+    """Return a function that clips gradients, and negates those to maximize, as a step does."""
+    groups = optimizer.param_groups
+    signs = {id(p): -1 if group["maximize"] else 1 for group in groups for p in group["params"]}
+
+    def use(gradients: Gradients) -> Gradients:
+        pairs = zip(parameters, gradients, strict=True)
+        clipped = _clip([g if id(p) in signs else None for p, g in pairs], max_norm)
+        pairs = zip(parameters, clipped, strict=True)
+        return [g if g is None or signs[id(p)] > 0 else -g for p, g in pairs]
+
+    return use
+
+
+def _clip(gradients: Gradients, max_norm: float | None) -> Gradients:
+    """Clip as `torch.nn.utils.clip_grad_norm_`, but differentiably."""
+    if max_norm is None or all(g is None for g in gradients):
+        return gradients
+    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
+    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    return [None if g is None else g * factor.to(g.device) for g in gradients]

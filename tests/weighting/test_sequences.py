@@ -1,0 +1,74 @@
+"""Weightings of padded sequences."""
+
+from __future__ import annotations
+
+import torch
+from schemes import CLASSES
+from sequences import LENGTH, TOKENS, VALID, VIEWS, fill_invalid, make_sequences
+from torch import Tensor
+from torch.testing import assert_close
+
+from msdlosses import SaliencyWeighting, TeacherLossWeighting
+from msdlosses.functional import kl_divergence, multilabel_cross_entropy
+
+NAN = float("nan")
+TERMS = torch.zeros(4, 3)
+
+
+# SaliencyWeighting
+
+
+def test_saliency_is_a_mean_over_positions_that_are_valid_in_both_views() -> None:
+    batch = make_sequences()
+    teacher = fill_invalid(batch.teacher, NAN)
+    weights = SaliencyWeighting()(TERMS, teacher, names=VIEWS, valid=VALID)
+    without_text = kl_divergence(batch.teacher["image"], batch.teacher["full"])
+    both = VALID[..., 0] & VALID[..., 1]
+    assert_close(weights[1, 2], torch.tanh(without_text[1, both[1]].mean()))
+    assert_close(weights[0, 1:], torch.ones(2))  # without a full view, the saliency is unknown
+    assert_close(weights[3], torch.ones(3))
+
+
+def test_population_weights_are_fitted_to_samples_with_known_saliency() -> None:
+    batch = make_sequences()
+    teacher = fill_invalid(batch.teacher, NAN)
+    fitted = SaliencyWeighting(population=True).fit(teacher, valid=VALID)
+    weights = fitted(TERMS, {}, names=VIEWS)
+    per_sample = SaliencyWeighting()(TERMS, teacher, names=VIEWS, valid=VALID)
+    assert_close(weights[2], per_sample[1:3, 2].mean())  # only samples 1 and 2 have a known one
+    halves = [{v: x[k : k + 2] for v, x in teacher.items()} for k in (0, 2)]
+    fitted = SaliencyWeighting(population=True).fit(iter(halves), valid=VALID.split(2))
+    assert_close(fitted(TERMS, {}, names=VIEWS), weights)
+
+
+# TeacherLossWeighting
+
+
+def test_teacher_loss_is_a_mean_over_valid_positions() -> None:
+    batch = make_sequences()
+    target = batch.target.masked_fill(~TOKENS, -1)  # not a class
+    teacher = fill_invalid(batch.teacher, NAN)
+    weights = TeacherLossWeighting()(TERMS, teacher, target, names=VIEWS, valid=VALID)
+    logits, labels = batch.teacher["text"][1], batch.target[1]
+    loss = torch.nn.functional.cross_entropy(logits[:1], labels[:1])  # one valid position
+    assert_close(weights[1, 2], torch.exp(-loss))
+
+
+def test_teacher_loss_of_multilabel_targets() -> None:
+    batch = make_sequences()
+    scores = torch.rand(4, LENGTH, CLASSES).masked_fill(~TOKENS[..., None], NAN)
+    weighting = TeacherLossWeighting(0.1, task_loss=multilabel_cross_entropy)
+    weights = weighting(TERMS, batch.teacher, scores, names=VIEWS, valid=VALID)
+    assert weights.isfinite().all()
+    expected = multilabel_cross_entropy(batch.teacher["text"][2, :1], scores[2, :1])
+    assert_close(weights[2, 2], torch.exp(-0.1 * expected[0]))
+
+
+def test_task_loss_may_return_one_value_per_sequence() -> None:
+    def task_loss(logits: Tensor, target: Tensor) -> Tensor:
+        return logits.nan_to_num().sum((1, 2))
+
+    batch = make_sequences()
+    weighting = TeacherLossWeighting(task_loss=task_loss)
+    weights = weighting(TERMS, batch.teacher, batch.target, names=VIEWS, valid=VALID)
+    assert_close(weights[1, 2], torch.exp(-batch.teacher["text"][1].sum()))
