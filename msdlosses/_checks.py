@@ -122,7 +122,9 @@ def check_same_names(what: str, names: Iterable[str], wanted: Iterable[str]) -> 
 
 def check_equal(what: str, values: Mapping[str, object]) -> None:
     """Check that all values of a mapping are equal."""
-    if len(set(values.values())) > 1:
+    first, *others = values.values()
+    # No set: its hashes would fix the sizes in compiled code.
+    if any(value != first for value in others):
         raise ValueError(expected(what, values))
 
 
@@ -181,7 +183,8 @@ def _pair(view: str) -> str:
 def check_mapping(name: str, value: Any, of: str) -> None:
     """Check for a mapping that is not empty; `of` names its contents in the message."""
     check_type(name, value, Mapping, f"a mapping of {of}")
-    check_that(f"`{name}` to be a mapping of {of}", len(value), "an empty one")
+    # The length of a TensorDict is its batch size.
+    check_that(f"`{name}` to be a mapping of {of}", len(value.keys()), "an empty one")
 
 
 def check_views(name: str, value: Mapping[str, Tensor]) -> None:
@@ -264,18 +267,20 @@ def _require_fit(name: str, value: Tensor, logits: Tensor, dim: int, least_ndim:
 
 
 def any_violated(condition: Tensor) -> bool:
-    """Return whether a condition on values fails anywhere, if that can be known.
+    """Return whether a condition on values is known to fail somewhere."""
+    return holds(condition) is False
 
-    It cannot while a graph is compiled or captured, under `vmap`, or on the meta device: only
-    eager code checks values.
+
+def holds(condition: Tensor) -> bool | None:
+    """Return whether a condition on values holds everywhere; None if that is not known.
+
+    It cannot be known while a graph is compiled or under `vmap`, and a GPU would have to be waited
+    for.
     """
-    if torch.compiler.is_compiling() or condition.is_meta:
-        return False
-    if condition.is_cuda and torch.cuda.is_current_stream_capturing():  # pragma: no cover - GPU
-        return False
-    with suppress(RuntimeError):  # vmap has no single answer
-        return not bool(condition.all())
-    return False
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+        with suppress(RuntimeError):  # vmap has no single answer
+            return bool(condition.all())
+    return None
 
 
 # Batches

@@ -16,11 +16,14 @@ PREFIX = "fitted_"
 class FittedBuffers(nn.Module):
     """Base class of modules with named buffers whose shapes come from data.
 
-    A new module takes the buffers, and their shapes, from a `state_dict`.
+    A module takes the buffers, and their shapes, from a `state_dict`, but keeps its own device and
+    precision, as modules do with other buffers.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        # Follows the module's device and precision while there are no other buffers.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
         module: Any = self  # torch does not type the next method
         module.register_load_state_dict_pre_hook(_allocate)
 
@@ -41,9 +44,12 @@ class FittedBuffers(nn.Module):
 
 def _allocate(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
     """Register the buffers that a `state_dict` holds, for it to fill."""
+    like = module.get_buffer("_like")
     for key, value in state_dict.items():
         if key.startswith(prefix + PREFIX):
-            module.register_buffer(key.removeprefix(prefix), torch.empty_like(value))
+            dtype = like.dtype if value.is_floating_point() else value.dtype
+            empty = torch.empty(value.shape, dtype=dtype, device=like.device)
+            module.register_buffer(key.removeprefix(prefix), empty)
 
 
 def _attribute(name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -39,6 +42,18 @@ def intersect(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 def reduce_mask(valid: Tensor, ndim: int) -> Tensor:
     """Drop trailing axes of a mask: an entry is valid if anything along them is."""
     return valid if valid.ndim <= ndim else valid.flatten(ndim).any(-1)
+
+
+def insert_positions(values: Tensor, ndim: int) -> Tensor:
+    """Insert axes of length 1 before the views: (N, ..., K), to `ndim` axes and the views."""
+    return values.reshape(*values.shape[:-1], *(1,) * (ndim + 1 - values.ndim), values.shape[-1])
+
+
+def outside_inference(tensor: Any) -> Any:
+    """Copy a tensor of `torch.inference_mode`, which autograd cannot keep for a backward pass."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return tensor
+    return tensor.clone() if isinstance(tensor, Tensor) and tensor.is_inference() else tensor
 
 
 def any_position(valid: Tensor) -> Tensor:

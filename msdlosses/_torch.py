@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 # Public, but without types.
 make_dual: Any = forward_ad.make_dual
 unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
+
+BatchNorm = _BatchNorm
+"""The base class of all batch normalizations, also the synchronized and lazy ones."""
 
 
 def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
@@ -69,3 +73,18 @@ def backward_hooks(module: nn.Module) -> Iterator[str]:
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+class Float32Buffers(nn.Module):
+    """Base class of modules whose floating-point buffers stay in float32 or wider.
+
+    Sums over an epoch would stop growing in half precision.
+    """
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = dict(self._buffers)
+        cast(Any, super())._apply(function, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = cast(Tensor, exact[name]).to(buffer.device, torch.float32)
+        return self

@@ -113,15 +113,15 @@ def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
     """Plot the weights of a batch as one box per view.
 
     The box is the interquartile range, with the median as a line and the mean as a diamond. The
-    whiskers are the 5th and 95th percentiles. Entries that are not valid, whose weight and term
-    are both 0, are left out.
+    whiskers are the 5th and 95th percentiles. Samples that are not valid, whose weight and term
+    are both 0, are left out, and so are positions of weight 0.
 
     Args:
         parts: what `MSDLoss.parts` returns, for a batch or for all data at once.
         ax: the axes to draw into; None for a new figure.
 
     Shape:
-        The weights and terms of ``parts``: (N, K).
+        The weights of ``parts``: (K,), (N, K), or (N, ..., K). The terms: (N, K).
 
     Returns:
         The axes, with the views as ticks of the x axis.
@@ -140,9 +140,10 @@ def plot_weights(parts: MSDParts, *, ax: Axes | None = None) -> Axes:
     Source: [ours].
     """
     check_type("parts", parts, MSDParts, "the MSDParts of `MSDLoss.parts`")
-    valid = (parts.weights != 0) | (parts.terms != 0)
-    weights = parts.weights.detach().double()
-    columns = [weights[valid[:, k], k].cpu().numpy() for k in range(len(parts.names))]
+    weights, terms = parts.weights.detach().double().cpu(), parts.terms.detach().cpu()
+    weights = weights.expand_as(terms) if weights.ndim == 1 else weights
+    valid = weights != 0 if weights.ndim > 2 else (weights != 0) | (terms != 0)
+    columns = [weights[..., k][valid[..., k]].numpy() for k in range(len(parts.names))]
     ax = _axes(ax)
     artists = ax.boxplot(
         columns,
@@ -197,8 +198,8 @@ def plot_saliency(saliency: Mapping[str, Tensor], *, ax: Axes | None = None) -> 
     for modality, color in _colors(saliency).items():
         values = saliency[modality].detach().double().flatten().sort().values.cpu()
         finite = values[values.isfinite()]
-        x, y = F.pad(finite, (1, 0)), torch.arange(len(finite) + 1) / len(values)
-        ax.step(x.numpy(), y.numpy(), where="post", label=modality, color=color, lw=1.8)
+        x, y = F.pad(finite, (1, 0)).numpy(), np.arange(len(finite) + 1) / len(values)
+        ax.step(x, y, where="post", label=modality, color=color, lw=1.8)
     ax.set(xlabel="saliency", ylabel="share of samples", xlim=(0, None), ylim=(0, 1.02))
     ax.legend(frameon=False)
     return ax

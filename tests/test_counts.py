@@ -52,7 +52,7 @@ def forward_backward(msd: MSDLoss, valid: Tensor | None = None) -> Call:
 BUDGETS = {
     "none": (85, 114),
     "fixed": (84, 113),
-    "saliency": (123, 162),
+    "saliency": (123, 168),
     "population saliency": (85, 114),
     "teacher loss": (114, 162),
     "weight net": (249, 316),

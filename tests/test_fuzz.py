@@ -115,7 +115,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "standardize": st.booleans(),
     "rescale": st.booleans(),
     "normalize": st.booleans(),
-    "learn_temperature": st.booleans(),
+    "learn_temperature": st.sampled_from([None, (0.1, 100.0)]),
     "projection": mostly(st.sampled_from([None, nn.Linear(5, 3)]), "linear", nn.Linear(3, 5)),
 }
 

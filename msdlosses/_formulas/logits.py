@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from msdlosses._masks import unsqueeze_right
+from msdlosses._masks import outside_inference, unsqueeze_right
 
 Temperature = float | Tensor
 """A number, or a tensor of one value or of one value per sample."""
@@ -23,7 +23,7 @@ def upcast(logits: Tensor) -> Tensor:
 
 def upcast_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Cast half precision to float32 and detach the teacher."""
-    return upcast(student), upcast(teacher.detach())
+    return upcast(student), upcast(outside_inference(teacher).detach())
 
 
 def at_temperature(
@@ -47,7 +47,7 @@ def at_temperature(
     values = divergence(student / divisor, teacher / divisor)
     if not rescale:
         return values
-    if isinstance(temperature, Tensor):
+    if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = unsqueeze_right(temperature, values.ndim).to(values.dtype)
     return values * temperature**2
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msdlosses._formulas.samples import as_samples, lengths, scale_to_one
+from msdlosses._formulas.samples import as_samples, lengths, scale_to_one, without_autocast
 
 
 def rkd(
@@ -29,7 +29,7 @@ def rkd(
         parts.append(distance * _masked_mean(_huber(*relative), pairs))
     if angle:
         triples = pairs.unsqueeze(2) & pairs.unsqueeze(1) & different
-        with torch.autocast(s_unit.device.type, enabled=False):
+        with without_autocast(s_unit.device):
             loss = _huber(s_unit @ s_unit.mT, t_unit @ t_unit.mT)
         parts.append(angle * _masked_mean(loss.flatten(1), triples.flatten(1)))
     return torch.stack(parts).sum(0).reshape(shape)

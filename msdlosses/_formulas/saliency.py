@@ -7,10 +7,10 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from msdlosses._checks import check_callable, describe, expected, join_names
+from msdlosses._checks import check_callable, check_that, describe, expected, join_names
 from msdlosses._formulas.kl import kl
 from msdlosses._formulas.logits import upcast_pair
-from msdlosses._views import FULL, modalities_of, opposite
+from msdlosses._views import FULL, modalities_of, opposite, view_names
 
 
 class PerSampleLoss(Protocol):
@@ -21,18 +21,30 @@ class PerSampleLoss(Protocol):
 
 Divergence = PerSampleLoss | Callable[[Tensor, Tensor], Tensor]
 
+# In chunks, if the loss has a `chunk_size`; a class of its own may have only the second method.
+METHODS = ("_all_per_sample", "per_sample")
 
-def check_divergence(divergence: object) -> None:
-    """Check for a loss, a function of two predictions, or None."""
-    check_callable("divergence", getattr(divergence, "per_sample", divergence), optional=True)
+
+def check_divergence(divergence: object, *, last: bool = False) -> None:
+    """Check for a loss, a function of two predictions, or None.
+
+    Weightings get the classes as the last axis, whatever the `dim` of the criterion.
+    """
+    dim = getattr(divergence, "dim", -1)
+    check_that("a `divergence` with `dim` = -1 in a weighting", not last or dim == -1, dim)
+    check_callable("divergence", _as_function(divergence), optional=True)
 
 
 def divergence_function(divergence: Divergence | None) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `(student, teacher) -> per-sample values`; None is KL at temperature 1."""
     if divergence is None:
         return _kl_at_temperature_1
-    function: Any = getattr(divergence, "per_sample", divergence)
-    return cast(Callable[[Tensor, Tensor], Tensor], function)
+    return cast(Callable[[Tensor, Tensor], Tensor], _as_function(divergence))
+
+
+def _as_function(divergence: object) -> Any:
+    methods = (getattr(divergence, name, None) for name in METHODS)
+    return next(filter(None, methods), divergence)
 
 
 def _kl_at_temperature_1(student: Tensor, teacher: Tensor) -> Tensor:
@@ -41,8 +53,8 @@ def _kl_at_temperature_1(student: Tensor, teacher: Tensor) -> Tensor:
 
 def get_view(teacher: Mapping[str, Tensor], view: str) -> Tensor:
     """Return the teacher's logits on a view, detached."""
-    if view not in teacher:
-        raise KeyError(expected(f"`teacher` to hold `{view}`", join_names(teacher)))
+    if view not in view_names(teacher):
+        raise KeyError(expected(f"`teacher` to hold `{view}`", join_names(view_names(teacher))))
     return teacher[view].detach()
 
 
@@ -66,7 +78,6 @@ def view_saliency(
 
 def views_with_saliency(teacher: Iterable[str]) -> tuple[str, ...]:
     """Return `full` and the views of which these logits give the saliency."""
-    names = tuple(teacher)
-    modalities = modalities_of(names)
+    modalities = modalities_of(teacher)
     views = (*modalities, *(f"~{modality}" for modality in modalities))
-    return (FULL, *(view for view in views if opposite(view, names) in names))
+    return (FULL, *(view for view in views if opposite(view, teacher) in view_names(teacher)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ def as_samples(student: Tensor, teacher: Tensor, valid: Tensor | None, dim: int)
 
 def _as_matrix(values: Tensor, dim: int) -> Tensor:
     return values.movedim(dim, -1).flatten(0, -2) if values.ndim > 1 else values.unsqueeze(0)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Disable autocast on a device, if it has it."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def scale_to_one(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from msdlosses._checks import (
@@ -18,7 +19,8 @@ from msdlosses._checks import (
     describe,
     expected,
 )
-from msdlosses._masks import intersect, unsqueeze_right, zero_invalid
+from msdlosses._masks import intersect, outside_inference, unsqueeze_right, zero_invalid
+from msdlosses._torch import is_transformed
 from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -45,8 +47,10 @@ class DistillationLoss(nn.Module, ABC):
 
     Raises:
         ValueError: ``reduction`` is unknown; shapes or devices differ; the target that
-            ``ignore_index`` needs is missing; ``chunk_size`` is below 1, is set for a loss that
-            compares samples with each other, or is set with a ``dim`` other than -1.
+            ``ignore_index`` needs is missing; in training mode, the teacher's logits require a
+            gradient and the student's do not, as if they were swapped; ``chunk_size`` is below 1,
+            is set for a loss that compares samples with each other, or is set with a ``dim`` other
+            than -1.
         TypeError: outputs are not floating-point tensors, or an option has the wrong type.
         IndexError: ``dim`` is not an axis of the outputs.
 
@@ -142,6 +146,7 @@ class DistillationLoss(nn.Module, ABC):
         Messages name the view, if there is one.
         """
         check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
+        self._require_order(student, teacher)
         self._require_fit(student)
         if valid is not None:
             check_mask("valid", valid, student, self.dim)
@@ -151,10 +156,19 @@ class DistillationLoss(nn.Module, ABC):
             raise ValueError(expected(f"a `target` for {describe(self)}", None))
         if self.ignore_index is not None:
             check_class_indices("target", target, student, self.dim)
-            valid = intersect(valid, target != self.ignore_index)
+            # As int64: an index of -100 would be 156 among targets of uint8.
+            valid = intersect(valid, target.long() != self.ignore_index)
         if self.needs_target:
             check_classes_exist("target", target, student, self.dim, valid)
         return valid
+
+    def _require_order(self, student: Tensor, teacher: Tensor) -> None:
+        """Raise an error if the student's and the teacher's logits are swapped, in training."""
+        swapped = teacher.requires_grad and not student.requires_grad
+        if swapped and self.training and torch.is_grad_enabled() and not is_transformed(student):
+            advice = "Did you swap them? In evaluation mode the loss accepts constant logits."
+            what = "`student` to require a gradient, or `teacher` not to"
+            raise ValueError(expected(what, "the reverse", advice))
 
     def _require_fit(self, student: Tensor) -> None:
         """Raise an error if an option, such as a temperature per sample, does not fit."""
@@ -163,9 +177,14 @@ class DistillationLoss(nn.Module, ABC):
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """Return `per_sample`, with 0 and no gradient where the mask is False."""
+        teacher, target, mask = (outside_inference(x) for x in (teacher, target, mask))
         if self.chunk_size is None or not can_chunk(self, student, target):
             return self._all_at_once(student, teacher, target, mask)
         return chunked_per_sample(self, student, teacher, target, mask, self.chunk_size)
+
+    def _all_per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return `per_sample` of logits that are all valid, in chunks if there is a size."""
+        return self._masked_per_sample(student, teacher, None, None)
 
     def _all_at_once(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None

@@ -45,7 +45,7 @@ class DISTLoss(TemperedLoss):
         *,
         inter: float = 1.0,
         intra: float = 1.0,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_pair, check_type
+from msdlosses._checks import check_pair, check_type, expected
 from msdlosses._formulas.distances import hint, logit_mse
-from msdlosses._formulas.logits import upcast_pair
+from msdlosses._formulas.logits import upcast, upcast_pair
+from msdlosses._torch import BatchNorm
 from msdlosses.losses._base import DistillationLoss
 
 
@@ -72,9 +74,14 @@ class HintLoss(DistillationLoss):
     Shape:
         ``student``: (N, ..., D), ``teacher``: (N, ..., D'), with the features at ``dim``.
 
+    If the projection normalizes by batch statistics, it gets only the valid samples. On a GPU this
+    waits for the mask.
+
     Raises:
-        TypeError: ``projection`` is not a module, or features are not floating-point tensors.
-        ValueError: shapes differ after the projection, or devices differ.
+        TypeError: ``projection`` is not a module, or features are not floating-point tensors, or
+            of another precision than the projection.
+        ValueError: shapes differ after the projection, or devices differ; positions are masked and
+            the projection has a BatchNorm.
 
     Example:
         >>> loss = HintLoss(nn.Linear(2, 3))
@@ -106,6 +113,41 @@ class HintLoss(DistillationLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         if self.projection is not None:
+            student = _match_precision(student, self.projection)
+            if valid is not None and _uses_batch_statistics(self.projection):
+                return self._of_valid_samples(student, teacher, valid)
             student = self.projection(student)
+        return self._hint(student, teacher)
+
+    def _hint(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.projection is not None:
             check_pair(student, teacher, dim=self.dim)
         return hint(*upcast_pair(student, teacher), dim=self.dim)
+
+    def _of_valid_samples(self, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+        """Project only valid samples, so that no others enter the statistics of the batch."""
+        assert self.projection is not None
+        if valid.ndim > 1:
+            what = "`valid` or targets with one value per sample, for a projection with BatchNorm"
+            advice = "Flatten the positions into the batch axis first."
+            raise ValueError(expected(what, tuple(valid.shape), advice))
+        if not valid.any():  # a zero that is joined to the graph
+            zero = sum(parameter.sum() for parameter in self.projection.parameters()) * 0.0
+            return student.sum(self.dim) * 0.0 + zero
+        values = self._hint(self.projection(student[valid]), teacher[valid])
+        return values.new_zeros(len(valid), *values.shape[1:]).index_put((valid,), values)
+
+
+def _match_precision(features: Tensor, projection: nn.Module) -> Tensor:
+    """Cast half-precision features to the float32 of a projection, as logits are cast."""
+    dtype = next((p.dtype for p in projection.parameters() if p.is_floating_point()), None)
+    if dtype in (None, features.dtype) or torch.is_autocast_enabled(features.device.type):
+        return features
+    if upcast(features).dtype != dtype:
+        what = f"`student` in {dtype} or half precision, like the projection"
+        raise TypeError(expected(what, features.dtype, "Cast the features or the projection."))
+    return upcast(features)
+
+
+def _uses_batch_statistics(projection: nn.Module) -> bool:
+    return any(isinstance(m, BatchNorm) and m.training for m in projection.modules())

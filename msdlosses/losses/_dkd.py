@@ -47,7 +47,7 @@ class DKDLoss(TemperedLoss):
         *,
         alpha: float = 1.0,
         beta: float = 8.0,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,

@@ -43,7 +43,7 @@ class JSDLoss(TemperedLoss):
         *,
         beta: float = 0.5,
         normalize: bool = False,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,

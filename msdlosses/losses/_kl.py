@@ -24,8 +24,9 @@ class KDLoss(TemperedLoss):
         standardize: match the shape of the logits but not their scale.
         skew: the teacher's share of the distribution it is compared with, in [0, 1). A skew of
             0.1 keeps the loss finite where the student rules out a class.
-        learn_temperature: learn the logarithm of tau, the parameter ``log_temperature``, so that
-            tau stays positive.
+        learn_temperature: bounds ``(low, high)`` within which tau is learned against the student:
+            its gradient is reversed, so that the optimizer of the student makes the loss larger.
+            A tau that minimized the loss would run to 0 and take the loss with it.
         rescale: multiply by tau squared, without which the gradient shrinks as tau grows.
         dim: the class axis.
         ignore_index, reduction, chunk_size: as in `DistillationLoss`.
@@ -45,7 +46,9 @@ class KDLoss(TemperedLoss):
         tensor(0.)
 
     Source: [built on] Hinton et al. 2015, arXiv 1503.02531, section 2; ``skew``: Ko et al. 2024,
-    arXiv 2402.03898, section 3.1; ``standardize``: Sun et al. 2024, arXiv 2403.01878.
+    arXiv 2402.03898, section 3.1; ``standardize``: Sun et al. 2024, arXiv 2403.01878;
+    ``learn_temperature``: Li et al. 2023, arXiv 2211.16231, without its schedule; its bounds:
+    [ours].
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class KDLoss(TemperedLoss):
         *,
         standardize: bool = False,
         skew: float = 0.0,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,
@@ -121,7 +124,7 @@ class ReverseKDLoss(TemperedLoss):
         temperature: Temperature = 1.0,
         *,
         skew: float = 0.0,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,

@@ -14,22 +14,28 @@ from msdlosses._checks import (
     check_grid,
     check_holds,
     check_mapping,
-    check_that,
     check_type,
     check_views,
-    describe,
-    expected,
 )
-from msdlosses._masks import any_position, mean_over_positions, unsqueeze_right
+from msdlosses._masks import any_position, insert_positions, leading_shape, outside_inference
+from msdlosses._views import map_views, view_names
 from msdlosses.losses._base import REDUCTIONS, DistillationLoss
+from msdlosses.losses._gate import GradientGate
 from msdlosses.losses._parts import MSDParts
+from msdlosses.losses._terms import (
+    Masks,
+    check_one_per_view,
+    check_weights_fit,
+    stack_masks,
+    stack_terms,
+    weighted_terms,
+    zero_invalid_weights,
+)
 from msdlosses.weighting import Weighting
 
 AVERAGES = ("sample", "batch")
 
 Views = Mapping[str, Tensor]
-Masks = Mapping[str, Tensor | None]
-"""The mask of each view, with the leading axes of its logits; None where all is valid."""
 
 
 class MSDLoss(nn.Module):
@@ -41,22 +47,21 @@ class MSDLoss(nn.Module):
         criterion: D, a `DistillationLoss` whose per-sample values are used, or a mapping from
             views to losses, for instance for a temperature per view.
         weighting: computes the weights; None for weights of 1.
-        reduction: ``"mean"`` over the samples with a valid term; ``"sum"``; or ``"none"``, one
-            value per sample, (N,).
-        average: how to average over the positions of sequences: ``"sample"`` averages over the
-            positions of each sample, so that all samples count the same; ``"batch"`` makes all
-            positions count the same. To this end, a term is then a sum over the positions of a
-            sample, divided by the mean number of positions per sample.
+        reduction: ``"mean"``; ``"sum"``, which is not divided by `MSDParts.count`; or ``"none"``,
+            the share of each sample in the sum, (N,).
+        average: what the mean is over: ``"sample"``, over the samples with a valid term, where a
+            sequence contributes the mean over its positions; or ``"batch"``, over the positions
+            that are valid in any view, so that all positions of a batch count the same.
 
     Shape:
-        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A term of a sequence is the mean
-        over its valid positions whose target is not the ``ignore_index`` of the criterion.
-        Returns a scalar.
+        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A position is valid if its mask
+        is True and its target is not the ``ignore_index`` of the criterion. Returns a scalar.
 
     Raises:
         TypeError: a criterion, weighting, or argument has the wrong type.
-        ValueError: shapes or devices differ; a mask or weights do not fit; a mapping of criteria is
-            empty; ``reduction`` or ``average`` is unknown.
+        ValueError: shapes or devices differ; a mask or weights do not fit; student and teacher
+            seem swapped, as in `DistillationLoss`; a mapping of criteria is empty; ``reduction``
+            or ``average`` is unknown.
         KeyError: the teacher, or a mapping of criteria, lacks a view of the student.
 
     Example:
@@ -124,11 +129,12 @@ class MSDLoss(nn.Module):
     ) -> Tensor:
         """Return the unweighted terms: (N, K), with the student's views as the last axis.
 
-        The arguments are those of `forward`. An invalid entry is 0, whatever its logits are, and
+        The arguments are those of `forward`. The term of a sequence is the mean over its valid
+        positions. An invalid entry is 0, whatever its logits are, and
         gets no gradient.
         """
         masks = self._valid_masks(student, teacher, target, valid)
-        return self._terms(student, teacher, target, masks, _stack_masks(masks))
+        return stack_terms(self._losses(student, teacher, target, masks), masks)
 
     def parts(
         self,
@@ -143,14 +149,17 @@ class MSDLoss(nn.Module):
         The arguments are those of `forward`.
         """
         masks = self._valid_masks(student, teacher, target, valid)
-        mask = _stack_masks(masks)
-        terms = self._terms(student, teacher, target, masks, mask)
-        weights = self._weights(terms, teacher, target, tuple(student), mask)
-        count = terms.new_full((), len(terms), dtype=torch.long)
-        if mask is not None:
-            count = any_position(mask).any(-1).sum()
-        loss = self._reduce((weights * terms).sum(-1), count)
-        return MSDParts(loss, terms, weights, tuple(student), count)
+        gate = None if self.weighting is None else GradientGate()
+        losses = self._losses(student, teacher, target, masks, gate)
+        terms, mask = stack_terms(losses, masks), stack_masks(masks)
+        every = torch.ones_like(terms, dtype=torch.bool) if mask is None else mask
+        if self.weighting is None or gate is None:
+            weights, weighted = any_position(every).to(terms.dtype), terms
+        else:
+            weights = self._weights(self.weighting, terms, teacher, target, losses, mask)
+            weighted = weighted_terms(losses, masks, terms, weights, gate.close(weights))
+        shares, count = self._shares(weighted, losses, every)
+        return MSDParts(self._reduce(shares, count), terms, weights, tuple(losses), count)
 
     def _valid_masks(
         self, student: Views, teacher: Views, target: Tensor | None, valid: Tensor | None
@@ -158,41 +167,40 @@ class MSDLoss(nn.Module):
         """Check the arguments of a call, and return which samples to use in each view."""
         check_mapping("student", student, "views to logits")
         check_mapping("teacher", teacher, "views to logits")
-        check_holds("teacher", teacher, *student)
+        names = view_names(student)
+        check_holds("teacher", view_names(teacher), *names)
         if valid is not None:
-            check_grid("valid", valid, tuple(student))
+            check_grid("valid", valid, names)
         masks = {}
-        columns = [None] * len(student) if valid is None else valid.unbind(-1)
+        columns = [None] * len(names) if valid is None else valid.unbind(-1)
         for (view, logits), column in zip(student.items(), columns, strict=True):
             criterion = self._criterion(view)
             masks[view] = criterion._valid_mask(logits, teacher[view], target, column, view)
-        others = {view: logits for view, logits in teacher.items() if view not in student}
+        others = {view: logits for view, logits in teacher.items() if view not in names}
         if others:
             check_views("teacher", others)
         check_equal("`student` views of one batch size", {v: len(x) for v, x in student.items()})
         check_equal("`student` views on one device", {v: str(x.device) for v, x in student.items()})
         if self.average == "batch":
-            ndims = {view: logits.ndim for view, logits in student.items()}
-            check_equal("`student` views with equally many axes for average='batch'", ndims)
+            shapes = {v: leading_shape(x, self._criterion(v).dim) for v, x in student.items()}
+            check_equal("`student` views with the same positions for average='batch'", shapes)
         return masks
 
-    def _terms(
+    def _losses(
         self,
         student: Views,
         teacher: Views,
         target: Tensor | None,
         masks: Masks,
-        mask: Tensor | None,
-    ) -> Tensor:
-        columns = []
-        for view, logits in student.items():
-            criterion, valid = self._criterion(view), masks[view]
-            values = criterion._masked_per_sample(logits, teacher[view], target, valid)
-            columns.append(mean_over_positions(values, valid))
-        terms = torch.stack(columns, dim=-1)
-        if self.average == "sample" or mask is None or mask.ndim == 2:
-            return terms
-        return terms * _relative_lengths(mask).to(terms.dtype)
+        gate: GradientGate | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss of each sample or position, by view: (N, ...)."""
+        losses = {}
+        for column, (view, logits) in enumerate(student.items()):
+            criterion = self._criterion(view)
+            guarded = logits if gate is None else gate.guard(column, logits, criterion.dim)
+            losses[view] = criterion._masked_per_sample(guarded, teacher[view], target, masks[view])
+        return losses
 
     def _criterion(self, view: str) -> DistillationLoss:
         if not isinstance(self.criterion, nn.ModuleDict):
@@ -202,58 +210,56 @@ class MSDLoss(nn.Module):
 
     def _weights(
         self,
+        weighting: Weighting,
         terms: Tensor,
         teacher: Views,
         target: Tensor | None,
-        names: tuple[str, ...],
-        valid: Tensor | None,
+        losses: Mapping[str, Tensor],
+        mask: Tensor | None,
     ) -> Tensor:
-        if self.weighting is None:
-            weights = torch.ones_like(terms)
-        else:
-            detached = {view: logits.detach() for view, logits in teacher.items()}
-            weights = self.weighting(terms, detached, target, names=names, valid=valid)
-            _check_weights(weights, terms)
-        weights = weights.expand_as(terms)
-        return weights if valid is None else weights.masked_fill(~any_position(valid), 0.0)
+        """Call the weighting, with the class axis of logits and targets last."""
+        names = tuple(losses)
 
-    def _reduce(self, values: Tensor, count: Tensor) -> Tensor:
-        if self.reduction == "none":
-            return values
-        loss = values.sum() if self.reduction == "sum" else values.sum() / count.clamp(min=1)
-        penalty = 0.0 if self.weighting is None else self.weighting.penalty()
+        def class_axis_last(view: str, logits: Tensor) -> Tensor:
+            constant: Tensor = outside_inference(logits).detach()
+            return constant.movedim(self._class_axis(view), -1)
+
+        if isinstance(target, Tensor) and target.ndim == teacher[names[0]].ndim:  # class scores
+            target = target.movedim(self._class_axis(names[0]), -1)
+        teacher = map_views(class_axis_last, teacher)
+        weights = weighting(terms, teacher, target, names=names, valid=mask)
+        check_weights_fit(weights, terms, losses)
+        return weights if mask is None else zero_invalid_weights(weights, mask)
+
+    def _class_axis(self, view: str) -> int:
+        """Return the class axis of a view, which may be a cue that has no criterion."""
+        if not isinstance(self.criterion, nn.ModuleDict) or view in self.criterion:
+            return self._criterion(view).dim
+        dims = {name: loss.dim for name, loss in self.criterion.items()}
+        check_equal(f"criteria with one `dim`, the class axis of `{view}` as well", dims)
+        return cast(int, next(iter(dims.values())))
+
+    def _shares(
+        self, weighted: Tensor, losses: Mapping[str, Tensor], mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the share of each sample in the sum, (N,), and what the mean divides by."""
+        if self.average == "sample":
+            valid = counts = any_position(mask)
+        else:
+            shape = next(iter(losses.values())).shape
+            valid = insert_positions(mask, len(shape)).expand(*shape, -1)
+            counts = valid.reshape(len(valid), -1, valid.shape[-1]).sum(1)
+            weighted = weighted * counts
+        penalty = 0.0 if self.weighting is None else self.weighting.penalty(tuple(losses))
         if isinstance(penalty, Tensor):
-            penalty = penalty * (count > 0)  # the loss is 0 where nothing is valid
-        return loss + penalty
+            check_one_per_view("penalty", penalty, weighted)
+            weighted = weighted + counts * penalty
+        return weighted.sum(-1), valid.any(-1).sum()
+
+    def _reduce(self, shares: Tensor, count: Tensor) -> Tensor:
+        if self.reduction == "none":
+            return shares
+        return shares.sum() if self.reduction == "sum" else shares.sum() / count.clamp(min=1)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, average={self.average!r}"
-
-
-def _stack_masks(masks: Masks) -> Tensor | None:
-    """Stack the masks of the views: (N, ..., K); None if everything is valid."""
-    some = [mask for mask in masks.values() if mask is not None]
-    if not some:
-        return None
-    ndim = max(mask.ndim for mask in some)
-    largest = next(mask for mask in some if mask.ndim == ndim)
-    every = [largest.new_ones(len(largest)) if mask is None else mask for mask in masks.values()]
-    expanded = [unsqueeze_right(mask, ndim).expand_as(largest) for mask in every]
-    return torch.stack(expanded, dim=-1)
-
-
-def _relative_lengths(mask: Tensor) -> Tensor:
-    """Return the number of valid positions over its mean over the samples: (N, K)."""
-    positions = mask.flatten(1, -2)
-    valid = positions.any(-1)
-    return positions.sum(1) * valid.any(1).sum().double() / valid.sum().clamp(min=1)
-
-
-def _check_weights(weights: Tensor, terms: Tensor) -> None:
-    if not isinstance(weights, Tensor):
-        raise TypeError(expected("`weighting` to return a tensor", describe(weights)))
-    if weights.shape not in (terms.shape, terms.shape[1:]):
-        what = f"`weighting` to return a tensor {tuple(terms.shape)} or {tuple(terms.shape[1:])}"
-        raise ValueError(expected(what, tuple(weights.shape)))
-    what, advice = f"`weighting` to return a tensor on {terms.device}", "Move it with `.to`."
-    check_that(what, weights.device == terms.device, weights.device, advice)

@@ -37,7 +37,7 @@ class MultiLabelKDLoss(TemperedLoss):
         self,
         temperature: Temperature = 1.0,
         *,
-        learn_temperature: bool = False,
+        learn_temperature: tuple[float, float] | None = None,
         rescale: bool = True,
         dim: int = -1,
         ignore_index: int | None = None,

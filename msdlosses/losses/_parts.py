@@ -28,10 +28,20 @@ class MSDParts:
     loss: Tensor
     """The reduced loss, a scalar."""
     terms: Tensor
-    """One value per sample and view, (N, K). Invalid entries are 0."""
+    """The unweighted mean over the positions of each sample, by view, (N, K).
+
+    Invalid entries are 0.
+    """
     weights: Tensor
-    """The weight of each term, (N, K). Invalid entries are 0."""
+    """The weights in the shape in which the weighting returns them: (K,), (N, K), or (N, ..., K).
+
+    Weights of invalid samples or positions are 0.
+    """
     names: tuple[str, ...]
     """The views, in the order of the last axis."""
     count: Tensor
-    """The number of samples with a valid term."""
+    """What the mean divides by: the samples with a valid term, or with ``average="batch"`` the
+    positions that are valid in any view.
+
+    ``loss * count`` of several batches or processes adds up to that of all of them.
+    """

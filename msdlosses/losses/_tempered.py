@@ -7,11 +7,12 @@ from functools import partial
 from typing import TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msdlosses._checks import check_fits, check_number, check_positive, check_that
 from msdlosses._formulas.logits import Temperature, at_temperature
 from msdlosses.losses._base import DistillationLoss
+from msdlosses.losses._temperature import LearnedTemperature
 
 
 class Options(TypedDict, total=False):
@@ -36,7 +37,7 @@ class TemperedLoss(DistillationLoss):
     def __init__(
         self,
         temperature: Temperature,
-        learn_temperature: bool,
+        learn_temperature: tuple[float, float] | None,
         rescale: bool,
         **options: Unpack[Options],
     ) -> None:
@@ -45,30 +46,29 @@ class TemperedLoss(DistillationLoss):
         whole = self.chunk_size is None
         check_that("one `temperature` with `chunk_size`", whole or not several, "several")
         _check_temperature(temperature)
-        self.learn_temperature = learn_temperature
+        self.learned_temperature: LearnedTemperature | None = None
         self.rescale = rescale
         self.fixed_temperature: Temperature
-        if learn_temperature:
-            value = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
-            # At least one axis, because `fully_shard` does not take scalars.
-            self.log_temperature = nn.Parameter(value.log().reshape(value.shape or 1))
+        if learn_temperature is not None:
+            self.learned_temperature = LearnedTemperature(temperature, learn_temperature)
         elif isinstance(temperature, Tensor):
-            self.register_buffer("fixed_temperature", temperature)
+            self.register_buffer("fixed_temperature", temperature.clone())
         else:
             self.fixed_temperature = temperature
 
     @property
     def temperature(self) -> Temperature:
         """tau: a number or a tensor, which can be set; a learned one carries its graph."""
-        if not self.learn_temperature:
-            return self.fixed_temperature
-        return self.log_temperature.exp().squeeze()
+        if self.learned_temperature is not None:
+            learned: Tensor = self.learned_temperature()
+            return learned
+        return self.fixed_temperature
 
     @temperature.setter
     def temperature(self, temperature: Temperature) -> None:
         _check_temperature(temperature)
-        if self.learn_temperature:
-            self.log_temperature.data.copy_(torch.as_tensor(temperature).log())
+        if self.learned_temperature is not None:
+            self.learned_temperature.set(temperature)
         elif isinstance(self.fixed_temperature, Tensor):
             self.fixed_temperature.copy_(torch.as_tensor(temperature))
         else:
@@ -104,17 +104,16 @@ class TemperedLoss(DistillationLoss):
         )
 
     def _require_fit(self, student: Tensor) -> None:
-        held = self.log_temperature.squeeze() if self.learn_temperature else self.fixed_temperature
-        if isinstance(held, Tensor):
-            check_fits("temperature", held, student, self.dim)
+        if self.learned_temperature is None and isinstance(self.fixed_temperature, Tensor):
+            check_fits("temperature", self.fixed_temperature, student, self.dim)
 
     def extra_repr(self) -> str:
         value: object = self.temperature
         if isinstance(value, Tensor):
-            value = value.item() if value.numel() == 1 else tuple(value.shape)
-        learned = ", learn_temperature=True" if self.learn_temperature else ""
+            one = value.numel() == 1 and not value.is_meta
+            value = value.item() if one else tuple(value.shape)
         rescale = "" if self.rescale else ", rescale=False"
-        return f"temperature={value}{learned}{rescale}, {super().extra_repr()}"
+        return f"temperature={value}{rescale}, {super().extra_repr()}"
 
 
 def _check_temperature(temperature: Temperature) -> None:

@@ -19,7 +19,8 @@ class Weighting(nn.Module, ABC):
     so that this is saved, moved, and compiled with the model.
 
     Shape:
-        Returns (N, K), or (K,) for the same weights for all samples.
+        Returns (N, K); (K,) for the same weights for all samples; or (N, ..., K) for a weight for
+        each position of a sequence.
 
     Example:
         >>> class Confidence(Weighting):
@@ -45,24 +46,30 @@ class Weighting(nn.Module, ABC):
         """Return the weights of the terms.
 
         Args:
-            terms: the losses, with the views as the last axis.
-            teacher: logits by view. Views that are not in ``names`` are cues.
-            target: the labels.
+            terms: the unweighted losses, as means over the positions of each sample, with the
+                views as the last axis.
+            teacher: logits by view, with the classes as the last axis. Views that are not in
+                ``names`` are cues.
+            target: the labels; scores for each class have the classes as the last axis too.
             names: the views of the terms, in order.
             valid: which samples, or positions of sequences, are valid in which view. Invalid
                 entries of the other arguments may be NaN. The weight of a sample without a valid
                 position in a view is not used.
 
         Shape:
-            ``terms``: (N, K). ``valid``: (N, K) or (N, ..., K). Returns (N, K), or (K,) for the
-            same weights for all samples.
+            ``terms``: (N, K). ``valid``: (N, K) or (N, ..., K). Returns (N, K), (K,), or
+            (N, ..., K).
         """
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
         __call__ = forward
 
-    def penalty(self) -> Tensor | float:
-        """Return a term to add to the loss, such as the cost of a learned uncertainty."""
+    def penalty(self, names: Sequence[str]) -> Tensor | float:
+        """Return a cost to add to the term of each view, (K,), or 0.
+
+        `MSDLoss` adds it once for each sample that is valid in the view, or for each position with
+        ``average="batch"``.
+        """
         return 0.0
 
 

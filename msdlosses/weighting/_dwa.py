@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from msdlosses._checks import check_names, check_number
 from msdlosses._masks import any_position
+from msdlosses._torch import Float32Buffers
 from msdlosses.weighting._base import Weighting, reorder
 from msdlosses.weighting._reduce import all_reduce_sum
 
 
-class DynamicWeightAverage(Weighting):
+class DynamicWeightAverage(Float32Buffers, Weighting):
     r"""Larger weights for views whose terms decrease more slowly.
 
     .. math:: w_v = K\, \frac{\exp(r_v / T)}{\sum_u \exp(r_u / T)}, \quad
@@ -21,11 +23,13 @@ class DynamicWeightAverage(Weighting):
 
     with the mean terms of the last two epochs; until there are two, the weights are 1. In training
     mode every call updates the means, over all processes if there are several, which must then
-    make equally many calls. Call `step` at the end of each epoch.
+    make equally many calls. Call `step` at the end of each epoch. The sums stay in float32 when
+    the module is cast to half precision.
 
     Args:
         names: the views of the terms, such as ``views.names``.
         temperature: T, above 0; a larger one makes the weights more equal.
+        group: the processes to average over; None for all of them.
 
     Shape:
         Returns (K,): one weight per view.
@@ -52,15 +56,18 @@ class DynamicWeightAverage(Weighting):
     last: Tensor
     before: Tensor
 
-    def __init__(self, names: Sequence[str], *, temperature: float = 2.0) -> None:
+    def __init__(
+        self, names: Sequence[str], *, temperature: float = 2.0, group: Any = None
+    ) -> None:
         super().__init__()
         check_names("names", names)
         check_number("temperature", temperature, "(0, inf)")
         self.names = tuple(names)
         self.temperature = temperature
+        self.group = group
         # Sums over the current epoch, and the means of the last two.
         for name in ("total", "count", "last", "before"):
-            self.register_buffer(name, torch.zeros(len(self.names)))
+            self.register_buffer(name, torch.zeros(len(self.names), dtype=torch.float32))
 
     def forward(
         self,
@@ -92,7 +99,8 @@ class DynamicWeightAverage(Weighting):
             mask = mask & any_position(valid)
         total = terms.masked_fill(~mask, 0.0).sum(0).to(self.total.dtype)
         # In each call, because DistributedDataParallel overwrites buffers with those of rank 0.
-        sums = all_reduce_sum(torch.stack([total, mask.sum(0).to(total.dtype)], dim=-1))
+        sums = torch.stack([total, mask.sum(0).to(total.dtype)], dim=-1)
+        sums = all_reduce_sum(sums, self.group)
         total, count = reorder(sums, names, self.names).unbind(-1)
         self.total += total
         self.count += count

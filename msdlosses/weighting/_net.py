@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from msdlosses.weighting._reduce import all_reduce_sum
 from msdlosses.weighting._teacher import (
     TaskLoss,
     logits_of,
-    teacher_loss,
+    teacher_losses,
     valid_by_view,
     valid_full,
 )
@@ -55,6 +56,7 @@ class WeightNet(Weighting):
             over thousands of steps, and the effective learning rate with them.
         synchronize: in training mode, take that mean over the batches of all processes, as
             `torch.nn.SyncBatchNorm` does. All processes must then call the weighting equally often.
+        group: the processes to average over; None for all of them.
         divergence: the distance between two predictions, as in `SaliencyWeighting`.
         task_loss: the teacher's loss, as in `TeacherLossWeighting`.
 
@@ -64,8 +66,9 @@ class WeightNet(Weighting):
     Raises:
         TypeError: ``names`` is a string, a size is not an integer, or ``divergence`` or
             ``task_loss`` is not callable.
-        ValueError: ``names`` is empty, a size is not positive, or ``synchronize`` is set without
-            ``normalize``; when called, the views or the number of classes differ.
+        ValueError: ``names`` is empty, a size is not positive, ``synchronize`` is set without
+            ``normalize``, or the ``dim`` of the ``divergence`` is not -1; when called, the views or
+            the number of classes differ, or the network is on another device.
         KeyError: when called, the teacher lacks a view, or ``full``.
 
     Example:
@@ -87,6 +90,7 @@ class WeightNet(Weighting):
         hidden: int = 100,
         normalize: bool = True,
         synchronize: bool = False,
+        group: Any = None,
         divergence: Divergence | None = None,
         task_loss: TaskLoss | None = None,
     ) -> None:
@@ -94,13 +98,14 @@ class WeightNet(Weighting):
         check_names("names", names)
         check_integer("num_classes", num_classes, least=1)
         check_integer("hidden", hidden, least=1)
-        check_divergence(divergence)
+        check_divergence(divergence, last=True)
         check_callable("task_loss", task_loss, optional=True)
         check_that("`normalize` with `synchronize`", normalize or not synchronize, "no `normalize`")
         self.names = tuple(names)
         self.num_classes = num_classes
         self.normalize = normalize
         self.synchronize = synchronize
+        self.group = group
         self.divergence = divergence
         self.task_loss = task_loss
         views = len(self.names)
@@ -119,6 +124,9 @@ class WeightNet(Weighting):
     ) -> Tensor:
         wanted = join_names(self.names)
         check_that(f"`names` to be {wanted}", tuple(names) == self.names, join_names(names))
+        device = next(self.network.parameters()).device
+        what = f"WeightNet on {terms.device}"
+        check_that(what, device == terms.device, device, "Move it with `.to`.")
         cues = self.cues(terms, teacher, target, valid=valid)
         weights = torch.sigmoid(self.network(cues.flatten(1))).to(terms.dtype)
         return weights / self._mean(weights, valid) if self.normalize else weights
@@ -156,7 +164,8 @@ class WeightNet(Weighting):
             raise ValueError(expected(what, logits.shape[-1]))
         loss = logits.new_zeros(len(logits))
         if target is not None:
-            loss = teacher_loss(self.task_loss, teacher, view, target, valid)
+            losses = teacher_losses(self.task_loss, teacher, view, target, valid)
+            loss = mean_over_valid(losses, valid)
         divergence = divergence_function(self.divergence)
         confidence = mean_over_valid(divergence(torch.zeros_like(logits), logits), valid)
         both = None if valid is None else intersect(valid, valid_full(masks))
@@ -168,7 +177,7 @@ class WeightNet(Weighting):
         mask = torch.ones_like(weights, dtype=torch.bool) if valid is None else any_position(valid)
         total, count = weights.masked_fill(~mask, 0.0).sum(), mask.sum().to(weights.dtype)
         if self.synchronize and self.training:
-            total, count = all_reduce_sum(torch.stack([total, count])).unbind()
+            total, count = all_reduce_sum(torch.stack([total, count]), self.group).unbind()
         return (total / count.clamp(min=1)).clamp(min=1e-12)
 
     def extra_repr(self) -> str:

@@ -25,8 +25,8 @@ from msdlosses._formulas.saliency import (
     view_saliency,
     views_with_saliency,
 )
-from msdlosses._masks import mean_over_valid
-from msdlosses._views import FULL, opposite
+from msdlosses._masks import mean_over_valid, reduce_mask, unsqueeze_right, zero_invalid
+from msdlosses._views import FULL, map_views, opposite, view_names
 from msdlosses.weighting._base import Weighting
 from msdlosses.weighting._teacher import logits_of, valid_by_view, valid_full
 
@@ -38,23 +38,27 @@ class SaliencyWeighting(Weighting, FittedBuffers):
 
     .. math:: w_{nm} = \tanh(\alpha s_{nm}), \quad w_{n,\mathrm{full}} = 1
 
-    with the saliency s of `modality_saliency`. A sample has weight 1 where its saliency is not
-    known because a view that it needs is not valid.
+    with the saliency s of `modality_saliency`. Where the saliency of a sample is not known, because
+    a view that it needs is not valid, the weight is the mean over the samples of the batch for
+    which it is known, or 1 if there are none.
 
     Args:
         alpha: how fast the weight saturates, above 0.
         population: use the same weights for all samples: the mean over the data, computed once by
             `fit`.
+        per_position: weight each position of a sequence by its saliency, and not each sample by
+            its mean.
         divergence: the distance between two predictions: a `DistillationLoss`, or a function
             ``(student, teacher) -> values`` that does not reduce. None is the KL divergence at
             temperature 1. Use `MultiLabelKDLoss` for multi-label targets.
 
     Shape:
-        Returns (N, K), in [0, 1]; (K,) with ``population``.
+        Returns (N, K), in [0, 1]; (K,) with ``population``; (N, ..., K) with ``per_position``.
 
     Raises:
         TypeError: ``alpha`` is not a number, or ``divergence`` is not callable.
-        ValueError: ``alpha`` is not positive.
+        ValueError: ``alpha`` is not positive, ``population`` and ``per_position`` are both set, or
+            the ``dim`` of the ``divergence`` is not -1.
         KeyError: when called, the teacher lacks a view; with three modalities or more it needs
             ``~image`` and its counterparts.
         RuntimeError: ``population`` is set but `fit` was not called.
@@ -74,17 +78,25 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         alpha: float = 1.0,
         *,
         population: bool = False,
+        per_position: bool = False,
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
         check_number("alpha", alpha, "(0, inf)")
-        check_divergence(divergence)
+        check_divergence(divergence, last=True)
+        both = population and per_position
+        check_that("`population` or `per_position`", not both, "both")
         self.alpha = alpha
         self.population = population
+        self.per_position = per_position
         self.divergence = divergence
 
     def fit(
-        self, teacher: Views | Iterable[Views], *, valid: Tensor | Iterable[Tensor] | None = None
+        self,
+        teacher: Views | Iterable[Views],
+        *,
+        valid: Tensor | Iterable[Tensor] | None = None,
+        dim: int = -1,
     ) -> SaliencyWeighting:
         """Compute the mean weight of each view over the data, for ``population=True``.
 
@@ -93,6 +105,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
             valid: which samples, or positions, are valid in which of the teacher's views, in
                 their order: (N, K) or (N, ..., K), or one such mask per batch. A sample whose
                 saliency is not known is left out of the mean of the view.
+            dim: the class axis of the logits, as in the criterion.
 
         Raises:
             TypeError: ``teacher`` is neither a mapping from views to logits nor an iterable of
@@ -103,11 +116,13 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         totals: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for views, mask in _batches(teacher, valid):
-            masks = valid_by_view(mask, tuple(views))
-            for view in views_with_saliency(views):
-                weights, known = self._weights(views, view, masks)
-                total = weights.double().masked_fill(~known, 0.0).sum()
-                totals[view] = totals.get(view, 0) + total
+            masks = valid_by_view(mask, view_names(views))
+            last = map_views(lambda _, logits: logits.movedim(dim, -1), views)
+            for view in views_with_saliency(last):
+                weights, known = self._weights(last, view, masks)
+                if known is None:
+                    known = torch.ones_like(weights, dtype=torch.bool)
+                totals[view] = totals.get(view, 0) + zero_invalid(weights.double(), known).sum()
                 counts[view] = counts.get(view, 0) + known.sum()
         check_that("samples to fit SaliencyWeighting to", any(counts.values()))
         means = {view: totals[view] / count for view, count in counts.items() if count}
@@ -129,31 +144,48 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         columns = []
         for view in names:
             weights, known = self._weights(teacher, view, masks)
-            columns.append(weights if valid is None else weights.masked_fill(~known, 1.0))
+            # The weights of the full view are all 1.
+            columns.append(weights if view == FULL else _fill_unknown(weights, known))
         return torch.stack(columns, dim=-1).to(terms.dtype)
 
     def _weights(
         self, teacher: Views, view: str, masks: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the weight of each sample, and whether its saliency is known: (N,) and (N,)."""
-        known = _both_valid(view, masks)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weight of each sample or position, and where its saliency is known.
+
+        None is everywhere.
+        """
+        known = _both_valid(teacher, view, masks)
         if view == FULL:
-            weights = logits_of(teacher, view).new_ones(len(teacher[view]))
+            logits = logits_of(teacher, view)
+            shape = logits.shape[:-1] if self.per_position else logits.shape[:1]
+            weights = logits.new_ones(shape)
         else:
             saliency = view_saliency(teacher, view, self.divergence)
-            weights = torch.tanh(self.alpha * mean_over_valid(saliency, known)).detach()
-        if known is None:
-            return weights, torch.ones_like(weights, dtype=torch.bool)
-        return weights, known if known.ndim == 1 else known.flatten(1).any(1)
+            if not self.per_position:
+                saliency = mean_over_valid(saliency, known)
+            weights = torch.tanh(self.alpha * saliency).detach()
+        return weights, None if known is None else reduce_mask(known, weights.ndim)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, population={self.population}"
+        per_position = ", per_position=True" if self.per_position else ""
+        return f"alpha={self.alpha}, population={self.population}{per_position}"
 
 
-def _both_valid(view: str, masks: Mapping[str, Tensor]) -> Tensor | None:
+def _fill_unknown(weights: Tensor, known: Tensor | None) -> Tensor:
+    """Replace weights that are not known by the mean of those that are, or by 1."""
+    if known is None:
+        return weights
+    known = unsqueeze_right(known, weights.ndim).expand_as(weights)
+    count = known.sum()
+    mean = zero_invalid(weights, known).sum() / count.clamp(min=1)
+    return torch.where(known, weights, torch.where(count > 0, mean, 1.0))
+
+
+def _both_valid(teacher: Views, view: str, masks: Mapping[str, Tensor]) -> Tensor | None:
     """Return where both predictions that a saliency compares are valid; None for everywhere."""
     full = valid_full(masks)
-    return None if full is None else full & masks.get(opposite(view, masks), full)
+    return None if full is None else full & masks.get(opposite(view, teacher), full)
 
 
 def _batches(
@@ -169,5 +201,5 @@ def _batches(
         check_that("one mask in `valid` per batch", views is not None, "more masks than batches")
         check_views("teacher", views)
         if valid is not None:
-            check_grid("valid", mask, tuple(views))
+            check_grid("valid", mask, view_names(views))
         yield views, mask

@@ -15,7 +15,7 @@ from msdlosses._checks import (
 from msdlosses._formulas.logits import upcast
 from msdlosses._formulas.saliency import get_view
 from msdlosses._formulas.tasks import cross_entropy
-from msdlosses._masks import mean_over_valid, zero_invalid_target
+from msdlosses._masks import zero_invalid_target
 from msdlosses._views import FULL
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -38,21 +38,21 @@ def valid_full(masks: Mapping[str, Tensor]) -> Tensor | None:
     return torch.stack(list(masks.values())).all(0)
 
 
-def teacher_loss(
+def teacher_losses(
     task_loss: TaskLoss | None,
     teacher: Mapping[str, Tensor],
     view: str,
     target: Tensor,
     valid: Tensor | None,
 ) -> Tensor:
-    """Return the teacher's loss on a view: one value per sample, over its valid positions."""
+    """Return the teacher's loss on a view: one value per sample or position."""
     logits = logits_of(teacher, view)
     if task_loss is None:
         values = _cross_entropy(logits, target, valid)
     else:
         values = task_loss(logits, _clean_target(target, valid))
         _check_per_sample(values, logits)
-    return mean_over_valid(values, valid).detach()
+    return values.detach()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_callable, check_number, describe, expected
+from msdlosses._masks import mean_over_valid
 from msdlosses.weighting._base import Weighting
-from msdlosses.weighting._teacher import TaskLoss, teacher_loss, valid_by_view
+from msdlosses.weighting._teacher import TaskLoss, teacher_losses, valid_by_view
 
 
 class TeacherLossWeighting(Weighting):
@@ -19,12 +20,14 @@ class TeacherLossWeighting(Weighting):
 
     Args:
         alpha: how much the teacher's loss reduces the weight, above 0.
+        per_position: weight each position of a sequence by the loss on it, and not each sample by
+            its mean.
         task_loss: CE, a function ``(logits, target) -> (N, ...)`` that does not reduce. None is
             `functional.cross_entropy`. Use `functional.multilabel_cross_entropy` for multi-label
             targets and soft scores.
 
     Shape:
-        Returns (N, K), in [0, 1].
+        Returns (N, K), in [0, 1]; (N, ..., K) with ``per_position``.
 
     Raises:
         TypeError: ``alpha`` is not a number, or ``task_loss`` is not callable; when called, targets
@@ -43,11 +46,18 @@ class TeacherLossWeighting(Weighting):
     Source: [paper] "each modality has different importance"; the formula: [ours].
     """
 
-    def __init__(self, alpha: float = 1.0, *, task_loss: TaskLoss | None = None) -> None:
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        per_position: bool = False,
+        task_loss: TaskLoss | None = None,
+    ) -> None:
         super().__init__()
         check_number("alpha", alpha, "(0, inf)")
         check_callable("task_loss", task_loss, optional=True)
         self.alpha = alpha
+        self.per_position = per_position
         self.task_loss = task_loss
 
     def forward(
@@ -62,8 +72,12 @@ class TeacherLossWeighting(Weighting):
         if target is None:
             raise ValueError(expected(f"a `target` for {describe(self)}", None))
         masks = valid_by_view(valid, names)
-        losses = [teacher_loss(self.task_loss, teacher, v, target, masks.get(v)) for v in names]
-        return torch.exp(-self.alpha * torch.stack(losses, dim=-1)).to(terms.dtype)
+        columns = []
+        for view in names:
+            mask = masks.get(view)
+            losses = teacher_losses(self.task_loss, teacher, view, target, mask)
+            columns.append(losses if self.per_position else mean_over_valid(losses, mask))
+        return torch.exp(-self.alpha * torch.stack(columns, dim=-1)).to(terms.dtype)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
+        return f"alpha={self.alpha}" + (", per_position=True" if self.per_position else "")

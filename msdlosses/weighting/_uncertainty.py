@@ -17,7 +17,7 @@ class UncertaintyWeighting(Weighting):
     .. math:: L = \sum_v \frac 1 {\sigma_v^2} L_v + \sum_v \log \sigma_v
 
     The weights start at 1. The second sum, the `penalty`, keeps them from shrinking to 0; `MSDLoss`
-    adds it once to the reduced loss. Pass the parameters to the optimizer.
+    adds it for each sample that is valid in a view. Pass the parameters to the optimizer.
 
     Args:
         names: the views of the terms, such as ``views.names``.
@@ -57,9 +57,9 @@ class UncertaintyWeighting(Weighting):
     ) -> Tensor:
         return reorder(torch.exp(-self.log_variance), self.names, names).to(terms.dtype)
 
-    def penalty(self) -> Tensor:
-        """Return the sum of the logarithms of the standard deviations."""
-        return 0.5 * self.log_variance.sum()
+    def penalty(self, names: Sequence[str]) -> Tensor:
+        """Return the logarithm of the standard deviation of each view, (K,)."""
+        return 0.5 * reorder(self.log_variance, self.names, names)
 
     def extra_repr(self) -> str:
         return f"names={self.names}"

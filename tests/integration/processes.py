@@ -61,7 +61,7 @@ def make_setting(weighting: Callable[[], Weighting | None]) -> dict[str, Any]:
         "student": Student(),
         "teacher": teacher,
         "views": views,
-        "msd": MSDLoss(KDLoss(2.0, learn_temperature=True), weighting()),
+        "msd": MSDLoss(KDLoss(2.0, learn_temperature=(1, 8)), weighting()),
         "data": [(make_sample(), torch.randint(CLASSES, ())) for _ in range(SAMPLES)],
         "torch": torch,
     }

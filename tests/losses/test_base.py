@@ -197,7 +197,7 @@ def test_function_does_not_compare_with_invalid_samples(case: LossCase) -> None:
     [
         (KDLoss(2.0, skew=0.1), "temperature=2.0, dim=-1, reduction='mean', skew=0.1"),
         (KDLoss(standardize=True, rescale=False), "temperature=1.0, rescale=False, dim=-1, redu"),
-        (KDLoss(2.0, learn_temperature=True), "temperature=2.0, learn_temperature=True, dim=-1"),
+        (KDLoss(2.0, learn_temperature=(1, 8)), "LearnedTemperature(bounds=(1.0, 8.0))"),
         (KDLoss(torch.ones(3), ignore_index=-100), "temperature=(3,), dim=-1, ignore_index=-100"),
         (ReverseKDLoss(skew=0.1), "skew=0.1"),
         (JSDLoss(beta=0.3), "beta=0.3, temperature=1.0, dim=-1, reduction='mean'"),

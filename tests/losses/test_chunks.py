@@ -20,6 +20,7 @@ from msdlosses import (
     FixedWeighting,
     HintLoss,
     KDLoss,
+    LogitMSELoss,
     MSDLoss,
     RKDLoss,
     SPLoss,
@@ -34,6 +35,28 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 def make_logits(*shape: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
     student, teacher = torch.randn(2, *shape, dtype=dtype)
     return student.requires_grad_(), teacher
+
+
+class ScaledLoss(LogitMSELoss):
+    """A loss with a parameter, which scales the student's logits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def per_sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        return super().per_sample(self.scale * student, teacher)
+
+
+def gradients_of(module: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in module.parameters()]
 
 
 def whole_and_chunked(
@@ -133,26 +156,26 @@ def test_first_and_second_derivatives_match_finite_differences(case: LossCase) -
     assert gradgradcheck(lambda s: loss(s, teacher), student)
 
 
-def test_derivatives_of_a_learned_temperature_match_finite_differences() -> None:
-    kd = KDLoss(2.0, learn_temperature=True, reduction="none", chunk_size=2).double()
+def test_derivatives_of_a_parameter_match_finite_differences() -> None:
+    loss = ScaledLoss(reduction="none", chunk_size=2).double()
     student, teacher = make_logits(5, 4)
 
-    def values(student: Tensor, log_tau: Tensor) -> Tensor:
-        return functional_call(kd, {"log_temperature": log_tau}, (student, teacher))
+    def values(student: Tensor, scale: Tensor) -> Tensor:
+        return functional_call(loss, {"scale": scale}, (student, teacher))
 
-    inputs = (student, torch.tensor(0.7, dtype=F64, requires_grad=True))
+    inputs = (student, torch.tensor([0.7], dtype=F64, requires_grad=True))
     assert gradcheck(values, inputs, check_forward_ad=True)
     assert gradgradcheck(values, inputs)
-    # If the logits depend on tau too, its gradient must not be added twice.
-    assert gradgradcheck(lambda log_tau: values(student.detach() * log_tau, log_tau), inputs[1:])
+    # If the logits depend on the scale too, its gradient must not be added twice.
+    assert gradgradcheck(lambda scale: values(student.detach() * scale, scale), inputs[1:])
 
 
 def test_temperature_learns_if_the_student_requires_no_gradient() -> None:
     student, teacher = torch.randn(2, 5, 4)
-    losses = [KDLoss(2.0, learn_temperature=True, chunk_size=size) for size in (None, 2)]
+    losses = [KDLoss(2.0, learn_temperature=(1, 8), chunk_size=size) for size in (None, 2)]
     for loss in losses:
         loss(student, teacher).backward()
-    assert_close(*(loss.log_temperature.grad for loss in losses))
+    assert_close(*(gradients_of(loss) for loss in losses))
 
 
 def test_forward_over_reverse() -> None:
@@ -193,8 +216,8 @@ def test_works_in_torch_func(transform: str) -> None:
     assert_close(*results)
 
 
-@pytest.mark.parametrize("learn_temperature", [False, True])
-def test_compiled_loss_equals_eager(learn_temperature: bool) -> None:
+@pytest.mark.parametrize("learn_temperature", [None, (1, 8)])
+def test_compiled_loss_equals_eager(learn_temperature: tuple[float, float] | None) -> None:
     torch.compiler.reset()
     student, teacher = make_logits(6, 5)
     loss = KDLoss(2.0, learn_temperature=learn_temperature, chunk_size=2)
@@ -217,12 +240,12 @@ def test_temperature_set_before_backward_applies_to_the_next_call() -> None:
 
 def test_backward_uses_the_parameters_of_functional_call() -> None:
     student, teacher = make_logits(5, 4)
-    loss = KDLoss(2.0, learn_temperature=True, chunk_size=2).double()
-    log_tau = torch.tensor(1.5, dtype=F64, requires_grad=True)
-    value = functional_call(loss, {"log_temperature": log_tau}, (student, teacher))
-    expected = KDLoss(log_tau.detach().exp())(student, teacher)
+    loss = ScaledLoss(chunk_size=2).double()
+    scale = torch.tensor([1.5], dtype=F64, requires_grad=True)
+    value = functional_call(loss, {"scale": scale}, (student, teacher))
+    expected = LogitMSELoss()(1.5 * student, teacher)
     assert_close(grad(value, student, retain_graph=True), grad(expected, student))
-    assert grad(value, log_tau)[0] != 0
+    assert grad(value, scale)[0] != 0
 
 
 def test_backward_detects_an_overwritten_buffer() -> None:

@@ -61,7 +61,8 @@ def test_padded_batch_equals_samples_without_padding(scheme: str) -> None:
         sample = [{v: x[n : n + 1, :length] for v, x in side.items()} for side in logits]
         expected = msd.parts(*sample, batch.target[n : n + 1, :length])
         assert_close(parts.terms[n], expected.terms[0])
-        assert_close(parts.weights[n], expected.weights[0])
+        weights = (p.weights.expand_as(p.terms) for p in (parts, expected))
+        assert_close(*(w[k] for w, k in zip(weights, (n, 0), strict=True)))
 
 
 @every_weighting
@@ -105,7 +106,9 @@ def test_batch_average_weights_all_positions_equally() -> None:
     values = torch.stack([kl_divergence(batch.student[v], batch.teacher[v]) for v in VIEWS], dim=-1)
     positions = VALID.any(-1).sum()
     assert_close(parts.loss, values[VALID].sum() / positions)
-    assert_close(parts.loss, (parts.weights * parts.terms).sum() / parts.count)
+    assert parts.count == positions
+    per_sample = MSDLoss(KDLoss()).terms(batch.student, batch.teacher, valid=VALID)
+    assert_close(parts.terms, per_sample)
 
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True] * 3, [True, False, True]] * 2)])

@@ -35,21 +35,46 @@ def test_learned_weight_of_zero_gets_a_gradient(shape: tuple[int, ...]) -> None:
 
 
 class PenalizedWeighting(ConstantWeighting):
-    def penalty(self) -> Tensor:
-        return 10 * self.weights.sum()
+    def penalty(self, names: Names) -> Tensor:
+        return 10 * self.weights
 
 
-def test_penalty_is_added_once() -> None:
+PRESENT = torch.tensor([[True, True, False]] * 3 + [[True, False, False]])
+"""Which views of four samples are valid: 4, 3, and 0."""
+
+
+@pytest.mark.parametrize(
+    ("reduction", "share"),
+    [
+        ("mean", torch.tensor([1.0, 0.75, 0.0])),
+        ("sum", torch.tensor([4.0, 3.0, 0.0])),
+    ],
+)
+def test_penalty_of_a_view_counts_once_per_valid_sample(reduction: str, share: Tensor) -> None:
     batch = make_views("image", "text")
-    weights = nn.Parameter(torch.ones(3))
-    for reduction in ("mean", "sum"):
-        plain, penalized = (
-            MSDLoss(KDLoss(), weighting, reduction=reduction)(batch.student, batch.teacher)
-            for weighting in (ConstantWeighting(weights), PenalizedWeighting(weights))
+    weights = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    plain, penalized = (
+        MSDLoss(KDLoss(), weighting, reduction=reduction)(
+            batch.student, batch.teacher, valid=PRESENT
         )
-        assert_close(penalized - plain, torch.tensor(30.0))
-        (gradient,) = torch.autograd.grad(penalized - plain, weights)
-        assert_close(gradient, torch.full((3,), 10.0))
+        for weighting in (ConstantWeighting(weights), PenalizedWeighting(weights))
+    )
+    assert_close(penalized - plain, (10 * weights * share).sum())
+    (gradient,) = torch.autograd.grad(penalized - plain, weights)
+    assert_close(gradient, 10 * share)
+
+
+def test_unreduced_penalty_adds_up_to_that_of_the_sum() -> None:
+    batch = make_views("image", "text")
+    weighting = PenalizedWeighting(torch.tensor([1.0, 2.0, 3.0]))
+    unreduced, total = (
+        MSDLoss(KDLoss(), weighting, reduction=reduction)(
+            batch.student, batch.teacher, valid=PRESENT
+        )
+        for reduction in ("none", "sum")
+    )
+    assert unreduced.shape == (4,)
+    assert_close(unreduced.sum(), total)
 
 
 def test_no_penalty_without_valid_samples() -> None:

@@ -45,7 +45,7 @@ class Distillation(nn.Module):
         self.views = ModalityViews(
             image=LearnedFill(pixels=torch.randn(2, 4)), text=LearnedFill(tokens=(1, 4))
         )
-        self.msd = MSDLoss(KDLoss(2.0, learn_temperature=True), weighting)
+        self.msd = MSDLoss(KDLoss(2.0, learn_temperature=(1, 8)), weighting)
 
     def forward(self, batch: Batch, teacher: Batch, target: Tensor) -> Tensor:
         s = self.views(self.student, batch)

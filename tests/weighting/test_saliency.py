@@ -54,15 +54,17 @@ def test_weights_of_a_sequence_use_the_mean_over_positions() -> None:
 
 
 @two_and_three_modalities
-def test_weight_is_1_if_the_saliency_is_unknown(modalities: tuple[str, ...]) -> None:
+def test_unknown_saliency_gives_the_mean_of_known_weights(modalities: tuple[str, ...]) -> None:
     batch = make_views(*modalities)
     only_image = torch.tensor([name == "image" for name in batch.names])
     complete = torch.ones_like(only_image)
     valid = torch.stack([only_image, only_image, complete, complete])
     unmasked = compute_weights(SaliencyWeighting(), batch, valid=None)
     weights = compute_weights(SaliencyWeighting(), batch, valid=valid)
-    assert_close(weights[:2], torch.ones_like(weights[:2]))
+    assert_close(weights[:2], unmasked[2:].mean(0).expand(2, -1))
     assert_close(weights[2:], unmasked[2:])
+    weights = compute_weights(SaliencyWeighting(), batch, valid=only_image.expand(4, -1))
+    assert_close(weights, torch.ones_like(weights))
 
 
 def test_without_a_full_term_the_saliency_needs_all_views_to_be_valid() -> None:
@@ -70,7 +72,7 @@ def test_without_a_full_term_the_saliency_needs_all_views_to_be_valid() -> None:
     valid = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
     unmasked = SaliencyWeighting()(terms, TEACHER, names=names)
     weights = SaliencyWeighting()(terms, TEACHER, names=names, valid=valid)
-    assert_close(weights[1:3], torch.ones(2, 2))
+    assert_close(weights[1:3], unmasked[[0, 3]].mean(0).expand(2, -1))
     assert_close(weights[[0, 3]], unmasked[[0, 3]])
 
 
