@@ -20,7 +20,7 @@ def rkd(
 ) -> Tensor:
     """Huber losses of relative distances and of cosines of angles, as a mean for each sample."""
     s, t, mask, shape = as_samples(student, teacher, valid, dim)
-    different = ~torch.eye(len(mask), dtype=torch.bool, device=mask.device)
+    different = ~torch.eye(mask.shape[0], dtype=torch.bool, device=mask.device)
     pairs = mask.unsqueeze(1) & mask & different
     (s_length, s_unit), (t_length, t_unit) = (_edges(scale_to_one(x), pairs) for x in (s, t))
     parts = []

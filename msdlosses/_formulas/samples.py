@@ -40,9 +40,10 @@ def _as_matrix(values: Tensor, dim: int) -> Tensor:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Disable autocast on a device, if it has it."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    # Dynamo in torch 2.6 cannot trace the question.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def scale_to_one(values: Tensor) -> Tensor:

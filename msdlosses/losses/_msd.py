@@ -179,7 +179,9 @@ class MSDLoss(nn.Module):
         others = {view: logits for view, logits in teacher.items() if view not in names}
         if others:
             check_views("teacher", others)
-        check_equal("`student` views of one batch size", {v: len(x) for v, x in student.items()})
+        check_equal(
+            "`student` views of one batch size", {v: x.shape[0] for v, x in student.items()}
+        )
         check_equal("`student` views on one device", {v: str(x.device) for v, x in student.items()})
         if self.average == "batch":
             shapes = {v: leading_shape(x, self._criterion(v).dim) for v, x in student.items()}
@@ -248,7 +250,7 @@ class MSDLoss(nn.Module):
         else:
             shape = next(iter(losses.values())).shape
             valid = insert_positions(mask, len(shape)).expand(*shape, -1)
-            counts = valid.reshape(len(valid), -1, valid.shape[-1]).sum(1)
+            counts = valid.reshape(valid.shape[0], -1, valid.shape[-1]).sum(1)
             weighted = weighted * counts
         penalty = 0.0 if self.weighting is None else self.weighting.penalty(tuple(losses))
         if isinstance(penalty, Tensor):

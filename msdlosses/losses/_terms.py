@@ -32,7 +32,9 @@ def stack_masks(masks: Masks) -> Tensor | None:
         return None
     ndim = max(mask.ndim for mask in some)
     largest = next(mask for mask in some if mask.ndim == ndim)
-    every = [largest.new_ones(len(largest)) if mask is None else mask for mask in masks.values()]
+    every = [
+        largest.new_ones(largest.shape[0]) if mask is None else mask for mask in masks.values()
+    ]
     expanded = [unsqueeze_right(mask, ndim).expand_as(largest) for mask in every]
     return torch.stack(expanded, dim=-1)
 

@@ -162,7 +162,7 @@ class WeightNet(Weighting):
         if logits.shape[-1] != self.num_classes:
             what = f"{self.num_classes} classes in `teacher[{view!r}]`"
             raise ValueError(expected(what, logits.shape[-1]))
-        loss = logits.new_zeros(len(logits))
+        loss = logits.new_zeros(logits.shape[0])
         if target is not None:
             losses = teacher_losses(self.task_loss, teacher, view, target, valid)
             loss = mean_over_valid(losses, valid)

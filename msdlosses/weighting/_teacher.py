@@ -65,6 +65,6 @@ def _clean_target(target: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _check_per_sample(values: object, logits: Tensor) -> None:
-    if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != len(logits):
+    if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[0] != logits.shape[0]:
         advice = "Set the reduction of `task_loss` to 'none'."
         raise ValueError(expected("one value per sample", describe(values), advice))

@@ -167,7 +167,10 @@ def test_rescale_multiplies_by_temperature_squared(name: str) -> None:
             lambda: MultiLabelKDLoss(torch.tensor(0.0)), ValueError, "got 0", id="tensor of 0"
         ),
         pytest.param(
-            lambda: JSDLoss(0.0, learn_temperature=(1, 8)), ValueError, "got 0.0", id="learned from 0"
+            lambda: JSDLoss(0.0, learn_temperature=(1, 8)),
+            ValueError,
+            "got 0.0",
+            id="learned from 0",
         ),
         pytest.param(
             lambda: KDLoss(nn.Parameter(torch.tensor(2.0))),
