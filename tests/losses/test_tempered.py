@@ -101,6 +101,14 @@ def test_setting_the_temperature_writes_into_buffers_and_parameters(name: str) -
         assert {key: value.data_ptr() for key, value in loss.state_dict().items()} == addresses
 
 
+def test_temperature_tensor_is_copied() -> None:
+    temperature = torch.tensor(4.0)
+    losses = [KDLoss(temperature), JSDLoss(temperature)]
+    losses[0].temperature = 1.0
+    assert temperature.item() == 4.0
+    assert losses[1].temperature.item() == 4.0
+
+
 # Learned temperatures
 
 
