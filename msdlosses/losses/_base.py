@@ -55,11 +55,11 @@ class DistillationLoss(nn.Module, ABC):
         IndexError: ``dim`` is not an axis of the outputs.
 
     Example:
-        >>> class CosineLoss(DistillationLoss):
+        >>> class LogitMAELoss(DistillationLoss):
         ...     def per_sample(self, student, teacher, target=None, *, valid=None):
-        ...         return 1 - torch.cosine_similarity(student, teacher.detach(), dim=self.dim)
-        >>> CosineLoss()(torch.eye(3), torch.eye(3))
-        tensor(0.)
+        ...         return (student - teacher.detach()).abs().sum(self.dim)
+        >>> LogitMAELoss()(torch.ones(4, 3), torch.zeros(4, 3))
+        tensor(3.)
 
     Source: [ours].
     """
