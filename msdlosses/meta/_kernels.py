@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msdlosses._torch import get_mkldnn_enabled, set_mkldnn_enabled
+from msdlosses.meta._settings import SharedSetting
 
 
 @contextmanager
@@ -20,21 +21,39 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     These are fused attention, the fused Transformer layer of evaluation mode, and the recurrent
     layers of cuDNN and oneDNN.
     """
+    with plain_attention():
+        if is_recurrent(model):
+            with plain_recurrence():
+                yield
+        else:
+            yield
+
+
+@SharedSetting
+@contextmanager
+def plain_attention() -> Iterator[None]:
     backends: Any = torch.backends
-    cudnn, fused = backends.cudnn.enabled, backends.mha.get_fastpath_enabled()
-    mkldnn = get_mkldnn_enabled()
-    recurrent = is_recurrent(model)
+    fused = backends.mha.get_fastpath_enabled()
     with sdpa_kernel(SDPBackend.MATH):
         try:
             backends.mha.set_fastpath_enabled(False)
-            if recurrent:
-                backends.cudnn.enabled = False
-                set_mkldnn_enabled(False)
             yield
         finally:
             backends.mha.set_fastpath_enabled(fused)
-            backends.cudnn.enabled = cudnn
-            set_mkldnn_enabled(mkldnn)
+
+
+@SharedSetting
+@contextmanager
+def plain_recurrence() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    cudnn_enabled, mkldnn_enabled = cudnn.enabled, get_mkldnn_enabled()
+    try:
+        cudnn.enabled = False
+        set_mkldnn_enabled(False)
+        yield
+    finally:
+        cudnn.enabled = cudnn_enabled
+        set_mkldnn_enabled(mkldnn_enabled)
 
 
 def is_recurrent(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_choice, check_holds, check_integer, check_that, check_type
+from msdlosses.meta._alarm import Alarm
 from msdlosses.meta._lookahead import (
     Gradients,
     Group,
@@ -158,6 +159,8 @@ class MetaLearner:
         self.max_norm = max_norm
         self.scaler = scaler
         self._steps_taken = 0
+        self._steps_learned = 0
+        self._alarm = Alarm()
         self._bare, self._wrapper = unwrap(student)
         self._group = None if self._wrapper is None else self._wrapper.process_group
         # The student's parameters are equal already; others that its optimizer holds may not be.
@@ -186,6 +189,7 @@ class MetaLearner:
             ValueError: the losses do not connect the weighting to ``outer``.
             NotImplementedError: an operation lacks a derivative that the engine needs.
         """
+        self._alarm.poll()
         ahead = self._look_ahead(inner, outer, probe)
         if self._wrapper is not None and self._wrapper.broadcast_buffers:
             _broadcast(self._bare.buffers(), self._wrapper.process_group)
@@ -233,7 +237,10 @@ class MetaLearner:
         self._steps_taken = state_dict["steps_taken"]
 
     def _is_due(self) -> bool:
+        """Return whether this step learns weights: never while the weighting is frozen."""
         after_warmup = self._steps_taken - self.warmup
+        if not trainable(self.weighting):
+            return False
         return after_warmup < 0 or after_warmup % self.update_every == 0
 
     def _look_ahead(
@@ -249,12 +256,14 @@ class MetaLearner:
             self.max_norm,
             self._loss_scale(),
             self._group,
+            self._alarm,
+            verify=self._steps_learned & (self._steps_learned - 1) == 0,  # 0, 1, 2, 4, 8, ...
         )
 
     def _loss_scale(self) -> float:
         if self.scaler is None or not self.scaler.is_enabled():
             return 1.0
-        one = torch.ones((), device=trainable(self.weighting)[0].device)
+        one = torch.ones((), device=next(self.weighting.parameters()).device)
         value: float = self.scaler.scale(one).item()  # this also initializes the scaler
         return value
 
@@ -270,6 +279,7 @@ class MetaLearner:
     def _learn(self, ahead: LookAhead) -> MetaStep:
         """Update the student and the weighting, in the order of the mode."""
         result = self._gradient(ahead)
+        self._steps_learned += 1
         if self.mode == "lookahead":
             self._update_weighting(ahead, result.gradients)
         if self.mode == "lookahead" or result.step is None:

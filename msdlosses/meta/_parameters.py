@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from msdlosses._torch import make_dual, preserve_version_counter
+from msdlosses._torch import make_dual, preserve_version_counter, set_tangents_enabled
+from msdlosses.meta._interrupts import surely
+from msdlosses.meta._modes import ForwardMode
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def temporary_values(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> 
         _set_data(parameters, values)
         yield
     finally:
-        _set_data(parameters, original)
+        surely(partial(_set_data, parameters, original))
 
 
 def _set_data(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -38,7 +41,7 @@ def tangents(
     directions: Sequence[Tensor | None],
     model: nn.Module,
     meta_parameters: Sequence[Tensor],
-) -> Iterator[None]:
+) -> Iterator[ForwardMode]:
     """Attach tangents to parameters, wherever a module holds them.
 
     The graph records only the meta-parameters, and none of the model's parameters. A tangent
@@ -52,13 +55,14 @@ def tangents(
         for parameter, _ in pairs:
             stack.enter_context(preserve_version_counter(parameter))
         stack.enter_context(forward_ad.dual_level())
-        stack.callback(_set_requires_grad, recorded, True)
+        stack.callback(set_tangents_enabled, True)
+        stack.callback(surely, partial(_set_requires_grad, recorded, True))
         _set_requires_grad(recorded, False)
         for parameter, direction in pairs:
             dual: Tensor = make_dual(parameter.detach(), direction)
             parameter.copy_(dual)
         torch.clear_autocast_cache()
-        yield
+        yield stack.enter_context(ForwardMode())
 
 
 def _set_requires_grad(parameters: Iterable[Tensor], requires_grad: bool) -> None:
