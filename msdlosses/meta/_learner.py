@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from msdlosses._checks import check_choice, check_holds, check_integer, check_that, check_type
 from msdlosses.meta._alarm import Alarm
+from msdlosses.meta._interrupts import surely
 from msdlosses.meta._lookahead import (
     Gradients,
     Group,
@@ -303,6 +305,8 @@ class MetaLearner:
         self._update(ahead, self.optimizer, ahead.parameters, gradients, self.max_norm)
 
     def _update_weighting(self, ahead: LookAhead, gradients: Gradients) -> None:
+        if not any(p.requires_grad for p in parameters_of(self.weighting_optimizer)):
+            return  # a scaler cannot step an optimizer without gradients
         self._update(ahead, self.weighting_optimizer, ahead.meta_parameters, gradients, None)
 
     def _update(
@@ -314,12 +318,21 @@ class MetaLearner:
         max_norm: float | None,
     ) -> None:
         """Take a step of an optimizer, by way of the scaler if there is one."""
+        try:
+            optimizer.zero_grad()
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and ahead.loss_scale != 1:
+                    gradient = gradient * ahead.loss_scale  # which the scaler will undo
+                parameter.grad = gradient
+            self._step_optimizer(optimizer, parameters, max_norm)
+        finally:
+            surely(partial(_remove_gradients, parameters))
+            torch.clear_autocast_cache()  # a surrounding region would use the old parameters
+
+    def _step_optimizer(
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], max_norm: float | None
+    ) -> None:
         scaler = self.scaler if self.scaler is not None and self.scaler.is_enabled() else None
-        optimizer.zero_grad()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None and ahead.loss_scale != 1:
-                gradient = gradient * ahead.loss_scale  # which the scaler will undo
-            parameter.grad = gradient
         if scaler is not None:
             scaler.unscale_(optimizer)
         if max_norm is not None:
@@ -328,9 +341,11 @@ class MetaLearner:
             optimizer.step()
         else:
             scaler.step(optimizer)
-        for parameter in parameters:
-            parameter.grad = None
-        torch.clear_autocast_cache()  # a surrounding region would use the old parameters
+
+
+def _remove_gradients(parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
