@@ -6,8 +6,6 @@ make it differ from the derivative of the loss, which the engines compute.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -37,12 +35,14 @@ def contradicts_gradients(ahead: LookAhead, gradients: Gradients) -> Tensor | No
             derivative = differentiate_along(ahead, ahead.inner, directions)
     except RuntimeError:  # the base class of errors about missing derivatives
         return None
-    if functions:
-        derivative = replace(derivative, rounding=max(derivative.rounding, ROUNDING))
-    return contradicts(derivative, directions, gradients)
+    if torch.float16 in derivative.dtypes and ahead.loss_scale == 1:
+        return None  # gradients underflow without a scaler, and are not the derivative
+    return contradicts(derivative, directions, gradients, ROUNDING if functions else 0.0)
 
 
-def contradicts(derivative: Derivative, directions: Gradients, gradients: Gradients) -> Tensor:
+def contradicts(
+    derivative: Derivative, directions: Gradients, gradients: Gradients, rounding: float = 0.0
+) -> Tensor:
     """Return whether a derivative differs from the product of directions and gradients.
 
     Numbers that are not finite contradict nothing, as a step on them is skipped or fails anyway.
@@ -55,7 +55,7 @@ def contradicts(derivative: Derivative, directions: Gradients, gradients: Gradie
     ]
     product = _gather([_dot(direction, g) for direction, g in pairs], value).sum()
     size = _norm([direction for direction, _ in pairs], value) * _norm([g for _, g in pairs], value)
-    rounding = derivative.rounding
+    rounding = max(rounding, derivative.rounding)
     if value.device.type != "cpu":
         rounding = max(rounding, TENSOR_FLOAT_32)
     error, limits = (value - product).abs(), torch.finfo(value.dtype)

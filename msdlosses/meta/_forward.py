@@ -22,8 +22,14 @@ class Derivative:
     value: Tensor
     gradients: Gradients
     """Its gradients with respect to the parameters that were asked for."""
-    rounding: float
-    """The relative rounding error of the coarsest operation."""
+    dtypes: frozenset[torch.dtype]
+    """The types in which the loss was computed."""
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding error of the coarsest type."""
+        floating = (d for d in self.dtypes if d.is_floating_point or d.is_complex)
+        return max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
 
 
 def differentiate_along(
@@ -42,4 +48,4 @@ def differentiate_along(
             if parameters and tangent is not None and tangent.requires_grad:
                 some = torch.autograd.grad(tangent, parameters, allow_unused=True)
                 gradients = add(gradients, some)
-    return Derivative(torch.stack(values).sum(), gradients, mode.rounding())
+    return Derivative(torch.stack(values).sum(), gradients, frozenset(mode.dtypes))

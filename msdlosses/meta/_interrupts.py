@@ -1,14 +1,18 @@
-"""Putting back what a look-ahead changed, even if the user interrupts it."""
+"""Restoring what a look-ahead changed, even if the user interrupts it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
-def surely(restore: Callable[[], None]) -> None:
-    """Call a function again if an interrupt reaches it halfway."""
+@contextmanager
+def restoring(restore: Callable[[], object]) -> Iterator[None]:
+    """Call a function at the end, twice, so that an interrupt cannot prevent it."""
     try:
+        try:
+            yield
+        finally:
+            restore()
+    finally:
         restore()
-    except BaseException:
-        restore()
-        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msdlosses._torch import get_mkldnn_enabled, set_mkldnn_enabled
+from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._settings import SharedSetting
 
 
@@ -32,28 +34,23 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
 @SharedSetting
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    backends: Any = torch.backends
-    fused = backends.mha.get_fastpath_enabled()
-    with sdpa_kernel(SDPBackend.MATH):
-        try:
-            backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            backends.mha.set_fastpath_enabled(fused)
+    mha: Any = torch.backends.mha
+    restore = partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+    with restoring(restore), sdpa_kernel(SDPBackend.MATH):
+        mha.set_fastpath_enabled(False)
+        yield
 
 
 @SharedSetting
 @contextmanager
 def plain_recurrence() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
-    cudnn_enabled, mkldnn_enabled = cudnn.enabled, get_mkldnn_enabled()
-    try:
+    restore_cudnn = partial(setattr, cudnn, "enabled", cudnn.enabled)
+    restore_mkldnn = partial(set_mkldnn_enabled, get_mkldnn_enabled())
+    with restoring(restore_cudnn), restoring(restore_mkldnn):
         cudnn.enabled = False
         set_mkldnn_enabled(False)
         yield
-    finally:
-        cudnn.enabled = cudnn_enabled
-        set_mkldnn_enabled(mkldnn_enabled)
 
 
 def is_recurrent(model: nn.Module) -> bool:

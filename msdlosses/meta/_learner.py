@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from msdlosses._checks import check_choice, check_holds, check_integer, check_that, check_type
 from msdlosses.meta._alarm import Alarm
-from msdlosses.meta._interrupts import surely
+from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._lookahead import (
     Gradients,
     Group,
@@ -213,6 +213,8 @@ class MetaLearner:
         There is one tensor for each parameter of the weighting that requires a gradient, in their
         order. Arguments and errors are those of `step`.
         """
+        if not trainable(self.weighting):
+            return ()
         return self._gradient(self._look_ahead(inner, outer, probe)).gradients
 
     def state_dict(self) -> dict[str, Any]:
@@ -318,16 +320,13 @@ class MetaLearner:
         max_norm: float | None,
     ) -> None:
         """Take a step of an optimizer, by way of the scaler if there is one."""
-        try:
+        with restoring(partial(_remove_gradients, parameters)):
             optimizer.zero_grad()
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None and ahead.loss_scale != 1:
                     gradient = gradient * ahead.loss_scale  # which the scaler will undo
                 parameter.grad = gradient
             self._step_optimizer(optimizer, parameters, max_norm)
-        finally:
-            surely(partial(_remove_gradients, parameters))
-            torch.clear_autocast_cache()  # a surrounding region would use the old parameters
 
     def _step_optimizer(
         self, optimizer: Optimizer, parameters: Sequence[Tensor], max_norm: float | None
@@ -346,6 +345,7 @@ class MetaLearner:
 def _remove_gradients(parameters: Sequence[Tensor]) -> None:
     for parameter in parameters:
         parameter.grad = None
+    torch.clear_autocast_cache()  # a surrounding region would use the old parameters
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:

@@ -68,12 +68,13 @@ class LookAhead:
         """Return the sum of the losses, detached, and its gradients in this process."""
         values: list[Tensor] = []
         gradients: Gradients = [None] * len(parameters)
-        versions = [version(p) for p in parameters]
+        trained = [p for p in parameters if p.requires_grad]
+        versions = [version(p) for p in trained]
         with self._twice_differentiable() if create_graph else nullcontext():
             for loss in losses(self.model):
                 values.append(loss.detach())
                 gradients = add(gradients, self._gradients(loss, parameters, create_graph))
-        unchanged = versions == [version(p) for p in parameters]
+        unchanged = versions == [version(p) for p in trained]
         what = f"`{losses.name}` to leave the parameters of the optimizer as they are"
         check_that(what, unchanged, "changes in place")
         dense = all(g is None or g.layout == torch.strided for g in gradients)

@@ -17,7 +17,7 @@ Hook = Callable[[Tensor], Tensor | None]
 
 
 class ForwardMode(TorchFunctionMode):
-    """Stops tangents where gradients stop, and notes the precision of the operations.
+    """Stops tangents where gradients stop, and notes the types that operations return.
 
     `torch.no_grad` does not stop tangents by itself. Activations do not require gradients in a
     forward-mode pass, so hooks on their gradients are left out instead of raising errors.
@@ -25,7 +25,7 @@ class ForwardMode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dtypes = {torch.float64}
+        self.dtypes: set[torch.dtype] = set()
 
     def __torch_function__(
         self,
@@ -42,11 +42,6 @@ class ForwardMode(TorchFunctionMode):
         elif isinstance(result, Tensor):
             self.dtypes.add(result.dtype)
         return result
-
-    def rounding(self) -> float:
-        """Return the relative rounding error of the coarsest operation."""
-        floating = [d for d in self.dtypes if d.is_floating_point or d.is_complex]
-        return max(torch.finfo(dtype).eps for dtype in floating)
 
 
 class WatchedHooks(TorchFunctionMode):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from msdlosses._torch import own_buffers
-from msdlosses.meta._interrupts import surely
+from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._settings import SharedSetting
 
 HOOKS_RUN_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
@@ -105,12 +105,14 @@ def restored_afterwards(keeper: StateKeeper) -> Iterator[State]:
     numbers for dropout.
     """
     before = keeper.save()
-    try:
+    with (
+        restoring(partial(keeper.restore, before)),
+        torch.enable_grad(),
+        uncompiled(),
+        _including_others(keeper, before),
+    ):
         keeper.restore(before.copy())
-        with torch.enable_grad(), uncompiled(), _including_others(keeper, before):
-            yield before
-    finally:
-        surely(partial(keeper.restore, before))
+        yield before
 
 
 @SharedSetting
@@ -130,10 +132,8 @@ def _including_others(keeper: StateKeeper, before: State) -> Iterator[None]:
 
     _ignore_warning_about_hooks()
     handle = register_module_forward_pre_hook(include)
-    try:
+    with restoring(handle.remove):
         yield
-    finally:
-        handle.remove()
 
 
 def _ignore_warning_about_hooks() -> None:

@@ -73,9 +73,7 @@ def check_student(student: nn.Module) -> None:
     trained = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
     sharded = [name for name, p in trained if type(p.data) is not Tensor]
     _check_none("trained parameters that are plain tensors, not sharded", sharded, TypeError)
-    what = (
-        "embeddings without `max_norm` and `scale_grad_by_freq`, which change weights or gradients"
-    )
+    what = "embeddings with neither `max_norm` nor `scale_grad_by_freq`"
     _check_none(what, (name for name, m in bare.named_modules() if _rescales(m)))
 
 
