@@ -32,6 +32,16 @@ def in_forward_mode() -> bool:
     return level >= 0
 
 
+def enter_forward_mode() -> None:
+    cast(Any, forward_ad).enter_dual_level()
+
+
+def leave_forward_mode() -> None:
+    """Leave forward mode, unless it was left already."""
+    if in_forward_mode():
+        cast(Any, forward_ad).exit_dual_level()
+
+
 def version(tensor: Tensor) -> int:
     """Return how often a tensor was changed in place."""
     return tensor._version

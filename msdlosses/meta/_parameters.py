@@ -9,9 +9,14 @@ from threading import RLock
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from msdlosses._torch import make_dual, preserve_version_counter, set_tangents_enabled
+from msdlosses._torch import (
+    enter_forward_mode,
+    leave_forward_mode,
+    make_dual,
+    preserve_version_counter,
+    set_tangents_enabled,
+)
 from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._modes import ForwardMode
 
@@ -56,8 +61,9 @@ def tangents(
     with _one_at_a_time, ExitStack() as stack:
         for parameter, _ in pairs:
             stack.enter_context(preserve_version_counter(parameter))
-        stack.enter_context(forward_ad.dual_level())
-        stack.callback(set_tangents_enabled, True)
+        stack.enter_context(restoring(leave_forward_mode))
+        enter_forward_mode()
+        stack.enter_context(restoring(partial(set_tangents_enabled, True)))
         stack.enter_context(restoring(partial(_set_requires_grad, recorded, True)))
         _set_requires_grad(recorded, False)
         for parameter, direction in pairs:
