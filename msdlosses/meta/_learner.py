@@ -179,6 +179,9 @@ class MetaLearner:
     ) -> MetaStep:
         """Update the student and, if this step is due, the weighting.
 
+        While all parameters of the weighting are frozen, this is a plain step. Buffers and random
+        states change as in one plain step on ``inner``, which may be called several times.
+
         Args:
             inner: the student's training loss, which uses the weighting: ``model -> scalar``. For
                 gradient accumulation, a sequence of losses to sum.
@@ -188,7 +191,9 @@ class MetaLearner:
 
         Raises:
             TypeError: a loss does not return a scalar tensor.
-            ValueError: the losses do not connect the weighting to ``outer``.
+            ValueError: the losses do not connect the weighting to ``outer``, a loss changes
+                parameters in place, or the gradient of ``inner`` is not its derivative. On a GPU,
+                the last of these is raised by a later step.
             NotImplementedError: an operation lacks a derivative that the engine needs.
         """
         self._alarm.poll()

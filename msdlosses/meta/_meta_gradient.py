@@ -42,7 +42,8 @@ def meta_gradient(
     .. math:: \nabla_\Phi L_\mathrm{outer}\bigl(\mathrm{opt}(\theta,
         \nabla_\theta L_\mathrm{inner}(\theta, \Phi))\bigr)
 
-    This function does not change any state. The losses run uncompiled. `student` may be compiled,
+    This function does not change any state: the buffers of all modules that the losses call stay as
+    they are. ``inner`` is called more than once, and must return the same loss. The losses run uncompiled. `student` may be compiled,
     or wrapped in `DistributedDataParallel`: then the losses are called with the module inside the
     wrapper, and each process gets the gradient of the losses averaged over the processes.
 
@@ -76,8 +77,9 @@ def meta_gradient(
         TypeError: an argument has the wrong type, a loss does not return a scalar tensor, the
             optimizer is not supported, or the student is sharded or wrapped in parts.
         ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
-            losses do not connect the weighting to ``outer``; or ``inner`` returns another value
-            when it is called again.
+            losses do not connect the weighting to ``outer``; a loss changes parameters in place; or
+            the gradient of ``inner`` is not its derivative, because hooks or custom Functions
+            change it, or because ``inner`` returns another loss in another call.
         NotImplementedError: an operation lacks a derivative that the engine needs.
 
     Example:
