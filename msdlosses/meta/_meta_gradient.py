@@ -43,9 +43,10 @@ def meta_gradient(
         \nabla_\theta L_\mathrm{inner}(\theta, \Phi))\bigr)
 
     This function does not change any state: the buffers of all modules that the losses call stay as
-    they are. ``inner`` is called more than once, and must return the same loss. The losses run uncompiled. `student` may be compiled,
-    or wrapped in `DistributedDataParallel`: then the losses are called with the module inside the
-    wrapper, and each process gets the gradient of the losses averaged over the processes.
+    they are. ``inner`` is called more than once, and must return the same loss. The losses
+    run uncompiled. `student` may be compiled, or wrapped in `DistributedDataParallel`: then the
+    losses are called with the module inside the wrapper, and each process gets the gradient of the
+    losses averaged over the processes.
 
     Args:
         inner: the student's training loss, which uses the weighting: ``model -> scalar``. For
