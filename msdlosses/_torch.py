@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
 
 # Public, but without types.
 make_dual: Any = forward_ad.make_dual
@@ -20,10 +21,45 @@ preserve_version_counter: Any = _unsafe_preserve_version_counter
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
 
+# What `torch.no_grad` and its relatives call, in a form that a TorchFunctionMode sees.
+set_grad_enabled: Any = torch._C._set_grad_enabled
+
+
+def set_tangents_enabled(enabled: bool) -> None:
+    """Set whether operations propagate tangents, as `set_grad_enabled` does for the graph."""
+    torch._C._set_fwd_grad_enabled(enabled)
+
+
+def in_forward_mode() -> bool:
+    """Return whether this is a pass in forward mode, in which nothing may require a gradient."""
+    level: int = forward_ad._current_level
+    return level >= 0
+
+
+def enter_forward_mode() -> None:
+    cast(Any, forward_ad).enter_dual_level()
+
+
+def leave_forward_mode() -> None:
+    """Leave forward mode, unless it was left already."""
+    if in_forward_mode():
+        cast(Any, forward_ad).exit_dual_level()
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place."""
+    return tensor._version
+
 
 def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     """Call an autograd Function."""
     return cast(Any, function).apply(*inputs)
+
+
+def function_of(node: Any) -> type[torch.autograd.Function]:
+    """Return the custom Function that a node of a graph belongs to."""
+    function: type[torch.autograd.Function] = node._forward_cls
+    return function
 
 
 def is_transformed(*tensors: Tensor) -> bool:
@@ -72,7 +108,11 @@ def backward_hooks(module: nn.Module) -> Iterator[str]:
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    """Return whether hooks run in the steps of an optimizer, or of all optimizers."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(
+        own or optimizers._global_optimizer_pre_hooks or optimizers._global_optimizer_post_hooks
+    )
 
 
 class Float32Buffers(nn.Module):

@@ -34,6 +34,7 @@ def test_every_public_loss_has_a_function() -> None:
     without = [c.name for c in LOSSES if c.name in public and c.function is None]
     assert not without, "name the function in the `LossCase`"
 
+
 finite_pairs = logit_pairs(kinds=tuple(FINITE))
 full_pairs = logit_pairs(kinds=tuple(FINITE), dtypes=FULL)
 

@@ -20,7 +20,7 @@ from msdlosses._checks import (
     expected,
 )
 from msdlosses._masks import intersect, outside_inference, unsqueeze_right, zero_invalid
-from msdlosses._torch import is_transformed
+from msdlosses._torch import in_forward_mode, is_transformed
 from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -165,7 +165,9 @@ class DistillationLoss(nn.Module, ABC):
     def _require_order(self, student: Tensor, teacher: Tensor) -> None:
         """Raise an error if the student's and the teacher's logits are swapped, in training."""
         swapped = teacher.requires_grad and not student.requires_grad
-        if swapped and self.training and torch.is_grad_enabled() and not is_transformed(student):
+        differentiated = torch.is_grad_enabled() and not is_transformed(student)
+        # In forward mode gradients can be enabled although nothing requires one.
+        if swapped and self.training and differentiated and not in_forward_mode():
             advice = "Did you swap them? In evaluation mode the loss accepts constant logits."
             what = "`student` to require a gradient, or `teacher` not to"
             raise ValueError(expected(what, "the reverse", advice))
