@@ -1,0 +1,49 @@
+"""Whether samples can be numbered in the order of their loader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+)
+
+from msdlosses._checks import check_that, describe
+from msdlosses.cache._reach import reachable
+
+
+def check_order(loader: Any) -> None:
+    """Check that no sampler of a loader may change the order of the samples.
+
+    The DataLoader may be inside other objects, such as a progress bar.
+    """
+    for value in reachable(loader, lambda value: isinstance(value, Dataset | DataLoader | Sampler)):
+        sampler = _sampler_of(value)
+        what = "`loader` to keep the order of the samples, or batches with an index"
+        advice = "Add the index of each sample to the batch, or do not shuffle."
+        check_that(what, _keeps_order(sampler), describe(sampler), advice)
+
+
+def _sampler_of(value: Any) -> Any:
+    """Return what chooses the samples of a loader; None for other objects."""
+    if isinstance(value, DataLoader):
+        streams = isinstance(value.dataset, IterableDataset)
+        return None if streams else _innermost(value.batch_sampler or value.sampler)
+    return _innermost(value) if isinstance(value, Sampler) else None
+
+
+def _innermost(sampler: Any) -> Any:
+    """Return the sampler of single samples that samplers of batches take them from."""
+    inner = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+    return sampler if inner is None else _innermost(inner)
+
+
+def _keeps_order(sampler: Any) -> bool:
+    if isinstance(sampler, DistributedSampler):
+        return not sampler.shuffle
+    return sampler is None or isinstance(sampler, SequentialSampler | range)
