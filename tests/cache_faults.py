@@ -63,7 +63,7 @@ class Recipe:
         return all(torch.equal(read[view], expected[view]) for view in expected)
 
 
-class InterruptedError_(Exception):
+class LoaderError(Exception):
     """Ends a build in the middle."""
 
 
@@ -73,10 +73,10 @@ def interrupt(recipe: Recipe, folder: Path, batches: int) -> None:
     def loader() -> Iterator[Any]:
         for number, batch in enumerate(recipe.batches()):
             if number == batches:
-                raise InterruptedError_
+                raise LoaderError
             yield batch
 
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(LoaderError):
         recipe.build(folder, loader())
 
 

@@ -33,14 +33,17 @@ def _sampler_of(value: Any) -> Any:
     """Return what chooses the samples of a loader; None for other objects."""
     if isinstance(value, DataLoader):
         streams = isinstance(value.dataset, IterableDataset)
-        return None if streams else _innermost(value.batch_sampler or value.sampler)
+        return None if streams else _innermost(value)
     return _innermost(value) if isinstance(value, Sampler) else None
 
 
 def _innermost(sampler: Any) -> Any:
-    """Return the sampler of single samples that samplers of batches take them from."""
-    inner = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
-    return sampler if inner is None else _innermost(inner)
+    """Return the sampler of single samples that a loader or samplers of batches use."""
+    for name in ("batch_sampler", "sampler"):
+        inner = getattr(sampler, name, None)
+        if inner is not None:  # not its truth, which is its length
+            return _innermost(inner)
+    return sampler
 
 
 def _keeps_order(sampler: Any) -> bool:
