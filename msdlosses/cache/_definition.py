@@ -21,8 +21,10 @@ from msdlosses.cache._reach import cell_contents, from_library, globals_of
 from msdlosses.masking import ModalityViews
 
 SIMPLE = (bool, int, float, complex, str, bytes, type(None), range, slice, torch.dtype, np.generic)
+STRUCTURED = (Mapping, list, tuple, partial, MethodType, CodeType, FunctionType)
 VALUES = (*SIMPLE, Tensor, np.ndarray, list, tuple, dict, set, frozenset, FunctionType, partial)
-DEPTH, DEPTH_OF_OBJECTS = 8, 2
+DEPTH, DEPTH_OF_OBJECTS = 8, 3
+"""How far to follow references, within objects of the user less far."""
 
 
 def definition(views: ModalityViews) -> dict[str, str]:
@@ -66,8 +68,9 @@ def _describe(value: Any, depth: int = DEPTH) -> Iterator[str]:
     elif isinstance(value, set | frozenset):
         yield from sorted("\n".join(_describe(item, depth - 1)) for item in value)
     else:
+        inner = depth - 1 if isinstance(value, STRUCTURED) else min(depth - 1, DEPTH_OF_OBJECTS)
         for part in _parts(value):
-            yield from _describe(part, depth - 1)
+            yield from _describe(part, inner)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -86,8 +89,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from cell_contents(value)
         yield from (v for v in globals_of(value).values() if isinstance(v, VALUES))
     else:
-        lines = _describe(getattr(value, "__dict__", {}), DEPTH_OF_OBJECTS)
-        yield "\n".join((*lines, getattr(value, "__qualname__", "")))
+        yield from (getattr(value, "__qualname__", None), getattr(value, "__dict__", None))
 
 
 def _describe_tensor(value: Tensor) -> Iterator[str]:

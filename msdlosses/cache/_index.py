@@ -43,10 +43,10 @@ def requested_rows(index: Any, end: int, count: int) -> Array:
 
 
 def _sliced(index: slice, end: int, count: int) -> Array:
-    rows = range(*index.indices(end))
-    if len(rows) > count:
+    start, stop, step = index.indices(end)
+    if -((start - stop) // step) > count:
         raise IndexError(expected(f"a slice of the {count} rows that were written", index))
-    return np.array(rows, dtype=np.int64)
+    return np.array(range(start, stop, step), dtype=np.int64)
 
 
 def is_single(index: Any) -> bool:
