@@ -210,7 +210,7 @@ class TeacherCache:
         rows = requested_rows(index, self._rows.last + 1, len(self))
         records = self._shards.take(self._rows.find(rows))
         what, advice = f"the records of these rows in {self.path}", "Build the cache again."
-        check_that(what, np.array_equal(records["row"], rows), "others", advice)
+        check_that(what, (records["row"] == rows).all(), "others", advice)
         device = index.device if isinstance(index, Tensor) else torch.device("cpu")
         views = {
             view: expand(decode(self._layout, view, records, device), shape)

@@ -24,11 +24,11 @@ def distinct_rows(rows: Array, shards: Shards) -> RowIndex:
     repeated = np.flatnonzero(again)
     for start in range(0, len(repeated), 1024):
         later = repeated[start : start + 1024]
-        _check_same(shards.layout, shards.take(order[later - 1]), shards.take(order[later]))
+        _require_same(shards.layout, shards.take(order[later - 1]), shards.take(order[later]))
     return RowIndex(rows[~again], order[~again])
 
 
-def _check_same(layout: Layout, first: Array, again: Array) -> None:
+def _require_same(layout: Layout, first: Array, again: Array) -> None:
     for view in layout.shapes:
         same = _equal_logits(layout, view, first, again)
         if not same.all():

@@ -109,7 +109,7 @@ def read_layout(path: Path) -> Layout | None:
         return None
 
 
-def check_file(path: Path, layout: Layout, size: int) -> None:
+def require_file(path: Path, layout: Layout, size: int) -> None:
     """Check the size and the header of a file of a finished cache."""
     check_that(f"the file {path} of a cache", path.is_file())
     header = layout.header

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -65,7 +66,10 @@ def _of_function(function: FunctionType) -> list[Any]:
 def _of_object(value: Any) -> list[Any]:
     types = type(value).__mro__
     slots = [name for t in types for name in _slots(t)]
-    values = [*getattr(value, "__dict__", {}).values()]
+    # Objects of C, such as `enumerate(loader)`, tell only the garbage collector what they hold.
+    of_python = slots or hasattr(value, "__dict__")
+    values = [] if of_python else [*islice(gc.get_referents(value), LARGEST)]
+    values += getattr(value, "__dict__", {}).values()
     values += [getattr(value, name) for name in slots if hasattr(value, name)]
     values += [v for t in types for v in vars(t).values() if isinstance(v, nn.Module)]
     if callable(value) and not isinstance(value, nn.Module):

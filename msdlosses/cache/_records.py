@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msdlosses._checks import check_floating, check_that
 from msdlosses.cache._layout import Array, Layout
-from msdlosses.cache._rounding import Fields, check_rounded, exclude_masked, shift_of, shifted
+from msdlosses.cache._rounding import Fields, check_rounded, exclude_masked, expand_shift, shift_of
 
 
 class Record:
@@ -58,8 +58,8 @@ def compress(view: str, logits: Tensor, layout: Layout) -> Fields:
     if layout.dtype == "float32":
         return fields
     shift = shift_of(logits)
-    moved = {f: v if f == "classes" else shifted(v, shift) for f, v in fields.items()}
-    return {**moved, "shift": shift}
+    moved = {f: v - expand_shift(shift, v) for f, v in fields.items() if f != "classes"}
+    return {**fields, **moved, "shift": shift}
 
 
 def _largest(view: str, logits: Tensor, top_k: int) -> Fields:
@@ -73,12 +73,13 @@ def _largest(view: str, logits: Tensor, top_k: int) -> Fields:
 def decode(layout: Layout, view: str, records: Array, device: torch.device) -> Fields:
     """Return the fields of a view's records on a device, in float32."""
     stored = records["views"][view]
-    fields = _to_device({f: _as_tensor(stored[f]) for f in stored.dtype.names or ()}, device)
+    names = [f for f in stored.dtype.names or () if f != "shift" or stored[f].any()]
+    fields = _to_device({f: _as_tensor(stored[f]) for f in names}, device)
     shift = fields.pop("shift", None)
-    wide = {f: v if f == "classes" else v.float() for f, v in fields.items()}
-    if shift is None:
-        return wide
-    return {f: v if f == "classes" else shifted(v, -shift) for f, v in wide.items()}
+    numbers = {f: v.float() for f, v in fields.items() if f != "classes"}
+    if shift is not None:
+        numbers = {f: v + expand_shift(shift, v) for f, v in numbers.items()}
+    return {**fields, **numbers}
 
 
 def expand(fields: Fields, shape: tuple[int, ...]) -> Tensor:
@@ -90,10 +91,11 @@ def expand(fields: Fields, shape: tuple[int, ...]) -> Tensor:
 
 
 def _to_device(fields: Fields, device: torch.device) -> Fields:
-    if device.type != "cuda":
-        return {f: v.to(device) for f, v in fields.items()}
-    pinned = {f: v.pin_memory() for f, v in fields.items()}  # pragma: no cover - needs a GPU
-    return {f: v.to(device, non_blocking=True) for f, v in pinned.items()}  # pragma: no cover
+    if device.type == "cpu":
+        return fields
+    cuda = device.type == "cuda"  # pragma: no cover - needs a GPU, as the next lines
+    pinned = {f: v.pin_memory() if cuda else v for f, v in fields.items()}  # pragma: no cover
+    return {f: v.to(device, non_blocking=cuda) for f, v in pinned.items()}  # pragma: no cover
 
 
 def _as_array(values: Tensor) -> Array:

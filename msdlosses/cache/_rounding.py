@@ -31,27 +31,26 @@ def shift_of(logits: Tensor) -> Tensor:
     Large logits on both sides of 0 stay as they are, because their differences are larger still.
     """
     rows = logits if logits.ndim > 1 else logits.unsqueeze(-1)
-    finite = rows.isfinite()
-    high = rows.masked_fill(~finite, -torch.inf).amax(-1)
-    low = rows.masked_fill(~finite, torch.inf).amin(-1)
+    high = rows.amax(-1)
+    low = rows.masked_fill(rows == -torch.inf, torch.inf).amin(-1)
     largest = torch.maximum(high.abs(), low.abs())
-    shift = (largest > LARGE) & (high - low <= 1.5 * largest) & finite.any(-1)
+    shift = (largest > LARGE) & (high - low <= 1.5 * largest) & high.isfinite()
     return torch.where(shift, high, 0.0).float()
 
 
-def shifted(values: Tensor, shift: Tensor) -> Tensor:
-    """Return values relative to the shift of their row."""
-    return values - (shift if values.ndim == shift.ndim else shift.unsqueeze(-1))
+def expand_shift(shift: Tensor, values: Tensor) -> Tensor:
+    """Return the shift of each row in a shape that broadcasts over values."""
+    return shift if values.ndim == shift.ndim else shift.unsqueeze(-1)
 
 
 def check_rounded(view: str, rounded: Tensor, exact: Tensor) -> None:
     """Check that no value is NaN, infinite, or has become infinite by rounding."""
+    if bool(rounded.isfinite().all()):
+        return
     check_that(f"no NaN in the teacher's logits of `{view}`", not rounded.isnan().any(), "some")
-    infinite = rounded.isinf()
-    if bool(infinite.any()):
-        overflow = exact[infinite.to(exact.device) & (exact != -torch.inf)][:1].tolist()
-        got = "".join(f"{value:g}" for value in overflow)
-        name, limit = str(rounded.dtype).removeprefix("torch."), torch.finfo(rounded.dtype).max
-        what = f"teacher logits in `{view}` of at most {limit:.8g}, for {name}"
-        advice = "Mask classes by -inf, or pass a `dtype` with a wider range."
-        check_that(what, not overflow, got, advice)
+    overflow = exact[rounded.isinf().to(exact.device) & (exact != -torch.inf)][:1].tolist()
+    got = "".join(f"{value:g}" for value in overflow)
+    name, limit = str(rounded.dtype).removeprefix("torch."), torch.finfo(rounded.dtype).max
+    what = f"teacher logits in `{view}` of at most {limit:.8g}, for {name}"
+    advice = "Mask classes by -inf, or pass a `dtype` with a wider range."
+    check_that(what, not overflow, got, advice)

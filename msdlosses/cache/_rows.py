@@ -10,7 +10,7 @@ import numpy as np
 
 from msdlosses._checks import check_that, expected
 from msdlosses.cache._files import write_new
-from msdlosses.cache._layout import Array, Layout, check_file
+from msdlosses.cache._layout import Array, Layout, require_file
 
 
 class RowIndex:
@@ -25,7 +25,7 @@ class RowIndex:
     @classmethod
     def open(cls, path: Path, layout: Layout, count: int, checksum: int) -> RowIndex:
         """Map the index of a finished cache, and check it."""
-        check_file(path, layout, 16 * count)
+        require_file(path, layout, 16 * count)
         arrays = np.asarray(np.memmap(path, "<i8", "r", len(layout.header), (2, count)))
         check_that(f"{path} to be intact", crc32(arrays.data) == checksum, "a damaged file")
         return cls(*arrays)
@@ -43,11 +43,14 @@ class RowIndex:
         """Return the places of some rows."""
         if not rows.size:
             return rows
-        if not 0 <= rows.min() <= rows.max() <= self.last:
-            wrong = rows[(rows < 0) | (rows > self.last)][0]
+        low, high = rows.min(), rows.max()
+        if low < 0 or high > self.last:
+            wrong = low if low < 0 else high
             raise IndexError(expected(f"`index` in [0, {self.last + 1})", wrong))
-        at = rows - self.first if self.contiguous else np.searchsorted(self.rows, rows)
-        missing = at < 0 if self.contiguous else self.rows.take(at) != rows
+        if self.contiguous and low >= self.first:
+            return self.places.take(rows - self.first)
+        at = np.searchsorted(self.rows, rows)
+        missing = self.rows.take(at) != rows
         if missing.any():
             raise IndexError(expected("`index` of rows that were written", rows[missing][0]))
         return self.places.take(at)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from msdlosses._checks import expected
-from msdlosses.cache._layout import Array, Layout, check_file
+from msdlosses.cache._layout import Array, Layout, require_file
 
 MAX_OPEN = 128
 """Shards that are mapped at once. Each map holds a file descriptor."""
@@ -25,7 +25,7 @@ class Shards:
         self.paths = [folder / name for name in counts]
         self.starts = np.cumsum([0, *counts.values()])
         for path, count in zip(self.paths, counts.values(), strict=True):
-            check_file(path, layout, layout.record.itemsize * count)
+            require_file(path, layout, layout.record.itemsize * count)
         self._map = lru_cache(MAX_OPEN)(self._open)
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Shards:
 
     def _take(self, shard: int, places: Array) -> Array:
         words = self._map(shard).take(places, axis=0)
-        self._check(shard, words)
+        self._require_intact(shard, words)
         return words.view(self.layout.record)[:, 0]
 
     def verify(self) -> None:
@@ -53,9 +53,9 @@ class Shards:
         for shard in range(len(self.paths)):
             words = self._map(shard)
             for start in range(0, len(words), step):
-                self._check(shard, words[start : start + step])
+                self._require_intact(shard, words[start : start + step])
 
-    def _check(self, shard: int, words: Array) -> None:
+    def _require_intact(self, shard: int, words: Array) -> None:
         if not self.layout.intact(words).all():
             what, advice = f"intact records in {self.paths[shard]}", "Build the cache again."
             raise ValueError(expected(what, "damaged ones", advice))

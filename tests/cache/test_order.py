@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,11 @@ RANDOM: dict[str, Callable[[], Any]] = {
     "own sampler": lambda: load(sampler=Reversed()),
     "iterator": lambda: iter(load(shuffle=True)),
     "generator": lambda: (batch for batch in load(shuffle=True)),
+    "enumerate": lambda: (batch for _, batch in enumerate(load(shuffle=True))),
+    "zip": lambda: zip(load(shuffle=True), range(9), strict=False),
+    "map": lambda: map(dict, load(shuffle=True)),
+    "islice": lambda: itertools.islice(load(shuffle=True), 2),
+    "chain": lambda: itertools.chain(load(), load(shuffle=True)),
     "pairs": lambda: ((batch, 0) for batch in load(shuffle=True)),
 }
 IN_ORDER: dict[str, Callable[[], Any]] = {
@@ -94,6 +100,8 @@ IN_ORDER: dict[str, Callable[[], Any]] = {
     "stream": lambda: DataLoader(Stream(), batch_size=3),
     "iterator": lambda: iter(load()),
     "generator": lambda: (batch for batch in load()),
+    "enumerate": lambda: (batch for _, batch in enumerate(load())),
+    "zip": lambda: zip(load(), range(9), strict=False),
     "list": lambda: [*load()],
 }
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
