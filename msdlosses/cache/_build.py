@@ -41,7 +41,7 @@ class Builder:
     def __init__(
         self, folder: Path, progress: Progress, processes: Processes, options: Options
     ) -> None:
-        self.writer = ShardWriter(folder, processes.rank)
+        self.writer = ShardWriter(folder, processes.rank, progress.counts)
         self.progress = progress
         self.layout = progress.layout
         self.several = processes.size > 1

@@ -17,7 +17,7 @@ from msdlosses.cache._build import INDEX, Builder, Options
 from msdlosses.cache._definition import definition
 from msdlosses.cache._evaluation import evaluation_mode
 from msdlosses.cache._files import FORMAT, MANIFEST, unseal
-from msdlosses.cache._fingerprint import canonical, same_fingerprint
+from msdlosses.cache._fingerprint import canonical, same_json
 from msdlosses.cache._folder import BuildFolder
 from msdlosses.cache._index import is_single, requested_rows
 from msdlosses.cache._layout import NUMBERS, Layout
@@ -143,14 +143,15 @@ class TeacherCache:
         check_choice("dtype", dtype, [*NUMBERS])
         folder, options = Path(path).absolute(), Options(index, top_k, dtype, device)
         request = {"fingerprint": canonical(fingerprint), "names": list(views.names)}
-        request |= {"top_k": top_k, "dtype": dtype}
+        request |= {"top_k": top_k, "dtype": dtype, "index": index}
         with all_processes(group) as processes, closing(BuildFolder(folder)) as files:
             progress = processes.first(lambda: files.begin(request, definition(views)))
             builder = Builder(folder, progress, processes, options)
-            with evaluation_mode(teacher), torch.no_grad():
+            with evaluation_mode((teacher, views.output)), torch.no_grad():
                 builder.run(teacher, views, loader)
-            processes.wait()
-            processes.first(lambda: files.finish(progress.mark))
+            written = processes.gather(builder.writer.counts)
+            counts = {name: count for each in written for name, count in each.items()}
+            processes.first(lambda: files.finish(progress.mark, counts))
         return cls.open(folder)
 
     @classmethod
@@ -171,7 +172,7 @@ class TeacherCache:
         folder, wanted = Path(path).absolute(), canonical(fingerprint)
         manifest = _read_manifest(folder)
         actual = manifest.get("fingerprint")
-        same = wanted is None or same_fingerprint(wanted, actual)
+        same = wanted is None or same_json(wanted, actual)
         check_that(f"the fingerprint {wanted!r} of the cache at {folder}", same, repr(actual))
         try:
             cache = cls(folder, manifest)

@@ -20,7 +20,7 @@ TRANSPARENT = (
 
 @contextmanager
 def evaluation_mode(teacher: Any) -> Iterator[None]:
-    """Put the teacher's modules into evaluation mode, and back into their own modes."""
+    """Put the modules that a teacher is, holds, or uses into evaluation mode for a while."""
     modes = {module: module.training for module in _modules_of(teacher)}
     for module in modes:
         module.training = False

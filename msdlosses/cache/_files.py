@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def unused_path(folder: Path, name: str) -> Path:
-    """Return the first path of a numbered name that does not exist."""
+def unused_path(folder: Path, name: str, used: Container[str] = ()) -> Path:
+    """Return the first path of a numbered name that does not exist, nor was used before."""
     paths = (folder / name.format(number) for number in count())
-    return next(path for path in paths if not path.exists())
+    return next(path for path in paths if path.name not in used and not path.exists())

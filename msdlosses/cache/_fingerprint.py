@@ -25,6 +25,6 @@ def _as_json(value: Any) -> Any:
     raise TypeError(expected(what, describe(value)))
 
 
-def same_fingerprint(one: Any, other: Any) -> bool:
-    """Return whether two fingerprints in JSON types are equal, down to 1 against 1.0."""
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two values of JSON types are equal, unlike 1, 1.0, and True."""
     return json.dumps(one) == json.dumps(other)

@@ -25,6 +25,7 @@ from msdlosses.cache._files import (
     unused_path,
     write_atomically,
 )
+from msdlosses.cache._fingerprint import same_json
 from msdlosses.cache._layout import Array, Layout
 from msdlosses.cache._lock import LockedFile
 from msdlosses.cache._parts import Part, read_parts
@@ -40,6 +41,8 @@ class Progress:
     layout: Layout | None
     rows: Array
     """The rows that are on disk, in order."""
+    counts: Mapping[str, int]
+    """The number of records in each shard."""
 
 
 class BuildFolder:
@@ -62,14 +65,14 @@ class BuildFolder:
         self._remove(ROWS, PART)
         earlier = unseal(self.lock.read())
         self.request = {**request}
-        same = earlier is not None and earlier == {**earlier, **request}
+        same = same_json({key: (earlier or {}).get(key) for key in request}, request)
         if earlier and same and request["fingerprint"] is not None:
             _check_views(self.folder, earlier["definition"], views)
             return self._resume(earlier["mark"])
         self._remove(RECORDS)
         mark = uuid.uuid4().hex
         self.lock.write(seal({**self.request, "definition": dict(views), "mark": mark}))
-        return Progress(mark, None, np.empty(0, np.int64))
+        return Progress(mark, None, np.empty(0, np.int64), {})
 
     def _check_unfinished(self) -> None:
         """Check that no build has finished since the folder was looked at."""
@@ -82,22 +85,25 @@ class BuildFolder:
         for part in parts:
             part.truncate()
         rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
-        return Progress(mark, parts[0].layout if parts else None, np.unique(rows))
+        counts = {part.path.name: len(part.rows) for part in parts}
+        return Progress(mark, parts[0].layout if parts else None, np.unique(rows), counts)
 
-    def finish(self, mark: str) -> None:
-        """Write where each row is, and then the manifest."""
-        parts = [part for part in read_parts(self.folder, mark) if len(part.rows)]
-        check_that("samples in `loader`", parts)
+    def finish(self, mark: str, counts: Mapping[str, int]) -> None:
+        """Check that all records are on disk, and write where they are, and the manifest."""
+        check_that("samples in `loader`", any(counts.values()))
+        found = {part.path.name: part for part in read_parts(self.folder, mark)}
+        parts = [_intact(self.folder / name, found.get(name), n) for name, n in counts.items() if n]
         layout = parts[0].layout
         for part in parts:
-            _check_part(part, layout)
+            what, got = "logits of the same shapes in all processes", part.layout.shapes
+            check_that(f"{what}, {layout.shapes}", part.layout == layout, got)
         shards = {part.path.name: len(part.rows) for part in parts}
         index = distinct_rows(
             np.concatenate([part.rows for part in parts]), Shards(self.folder, layout, shards)
         )
-        found = index.write(unused_path(self.folder, f"{{:04}}{ROWS}"), layout)
+        entry = index.write(unused_path(self.folder, f"{{:04}}{ROWS}"), layout)
         fingerprint = self.request["fingerprint"]
-        manifest = {**layout.entries, "fingerprint": fingerprint, "index": found, "shards": shards}
+        manifest = {**layout.entries, "fingerprint": fingerprint, "index": entry, "shards": shards}
         write_atomically(self.folder / MANIFEST, seal(manifest))
         (self.folder / BUILD).unlink()
 
@@ -139,9 +145,9 @@ def _check_views(folder: Path, earlier: Mapping[str, str], views: Mapping[str, s
     check_that(what, not changed, f"a change of {', '.join(changed)}", advice)
 
 
-def _check_part(part: Part, layout: Layout) -> None:
-    what, got = "logits of the same shapes in all processes", part.layout.shapes
-    check_that(f"{what}, {layout.shapes}", part.layout == layout, got)
-    if part.path.stat().st_size != part.size:
+def _intact(path: Path, part: Part | None, count: int) -> Part:
+    """Return a shard, in which all records must be as they were written."""
+    if part is None or len(part.rows) != count or path.stat().st_size != part.size:
         advice = "Build again with the same fingerprint, which resumes the build."
-        raise OSError(expected(f"{part.path} as it was written", "a damaged file", advice))
+        raise OSError(expected(f"{path} as it was written", "a damaged file or none", advice))
+    return part

@@ -32,10 +32,24 @@ class Processes:
         """Wait for all processes."""
         if self.size == 1:
             return
-        if distributed.get_backend(self.group) == "gloo":
-            distributed.monitored_barrier(self.group, timeout)
-        else:  # pragma: no cover - needs GPUs
+        if distributed.get_backend(self.group) != "gloo":  # pragma: no cover - needs GPUs
             distributed.barrier(self.group)
+            return
+        try:
+            distributed.monitored_barrier(self.group, timeout)
+        except RuntimeError as error:
+            what, got = "all processes of the group to build", "one that does not, or has failed"
+            advice = "If only some of them build, pass their `group`."
+            raise RuntimeError(expected(what, got, advice)) from error
+
+    def gather(self, value: T) -> list[T]:
+        """Wait for all processes, and return the values of all."""
+        if self.size == 1:
+            return [value]
+        self.wait()
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, self.group)
+        return values
 
     def first(self, function: Callable[[], T]) -> T:
         """Run a function in the first process; return its result, or raise its error, in all."""
@@ -62,18 +76,21 @@ def all_processes(group: Any) -> Iterator[Processes]:
     if not (distributed.is_available() and distributed.is_initialized()):
         yield Processes()
         return
-    own = None
-    try:
-        # Gloo, because the first process to finish may wait for longer than NCCL allows.
-        own = group or distributed.new_group(timeout=MEETING, backend="gloo")
-        processes = Processes(distributed.get_rank(own), distributed.get_world_size(own), own)
-        processes.wait(MEETING)
-    except RuntimeError as error:
-        what, got = "every process of the group to call `build`", "some that did not"
-        advice = "Call it in all processes, or pass the `group` of those that build."
-        raise RuntimeError(expected(what, f"{got} within {MEETING}", advice)) from error
+    own = group or _new_group()
+    processes = Processes(distributed.get_rank(own), distributed.get_world_size(own), own)
+    processes.wait(MEETING)
     try:
         yield processes
     finally:
         if own is not group:
             distributed.destroy_process_group(own)
+
+
+def _new_group() -> Any:
+    # Gloo, because the first process to finish may wait for longer than NCCL allows.
+    try:
+        return distributed.new_group(timeout=MEETING, backend="gloo")
+    except RuntimeError as error:
+        what, got = "all processes to call `build`", f"some that did not within {MEETING}"
+        advice = "If only some of them build, pass their `group`."
+        raise RuntimeError(expected(what, got, advice)) from error

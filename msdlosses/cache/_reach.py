@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH = 8
-LARGEST = 1000
-"""Entries of a container to look at."""
+LARGEST, MOST = 1000, 100_000
+"""Entries of a container, and objects, to look at."""
 ATOMS = (str, bytes, int, float, complex, type(None), type, Tensor)
 LIBRARIES = ("torch", "numpy")
 """Packages whose functions hold no modules of the user."""
@@ -29,7 +29,7 @@ def reachable(start: Any, leaves: Callable[[Any], bool] = lambda _: False) -> It
         for value in level:
             yield value
             for child in () if leaves(value) else _children(value):
-                if not isinstance(child, ATOMS) and id(child) not in seen:
+                if not isinstance(child, ATOMS) and id(child) not in seen and len(seen) < MOST:
                     seen.add(id(child))
                     following.append(child)
         level = following

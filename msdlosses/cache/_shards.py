@@ -26,7 +26,7 @@ class Shards:
         self.starts = np.cumsum([0, *counts.values()])
         for path, count in zip(self.paths, counts.values(), strict=True):
             require_file(path, layout, layout.record.itemsize * count)
-        self._map = lru_cache(MAX_OPEN)(self._open)
+        self._open = lru_cache(MAX_OPEN)(_map_words)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -60,8 +60,11 @@ class Shards:
             what, advice = f"intact records in {self.paths[shard]}", "Build the cache again."
             raise ValueError(expected(what, "damaged ones", advice))
 
-    def _open(self, shard: int) -> Array:
+    def _map(self, shard: int) -> Array:
         count = int(self.starts[shard + 1] - self.starts[shard])
-        shape, start = (count, self.layout.words), len(self.layout.header)
-        # A plain array over the map, because indexing a memmap is slower.
-        return np.asarray(np.memmap(self.paths[shard], "<u8", "r", start, shape))
+        return self._open(self.paths[shard], len(self.layout.header), (count, self.layout.words))
+
+
+def _map_words(path: Path, start: int, shape: tuple[int, int]) -> Array:
+    # A plain array over the map, because indexing a memmap is slower.
+    return np.asarray(np.memmap(path, "<u8", "r", start, shape))

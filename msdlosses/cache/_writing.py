@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,11 +17,13 @@ MAX_SHARD = 2**30
 class ShardWriter:
     """Appends the records of one process to shards of its own."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, counts: Mapping[str, int]) -> None:
         self.folder = folder
         self.rank = rank
         self.size = MAX_SHARD
         self.file: BinaryIO | None = None
+        self.counts = dict(counts)
+        """The number of records in each shard, also of an earlier build."""
 
     def append(self, layout: Layout, records: Array) -> None:
         """Complete the records by their checksums and write them."""
@@ -30,11 +33,12 @@ class ShardWriter:
         file.write(words.data)
         file.flush()
         self.size += words.nbytes
+        self.counts[Path(file.name).name] += len(records)
 
     def _begin(self, layout: Layout) -> BinaryIO:
         self.close()
-        path = unused_path(self.folder, f"{self.rank:04}-{{:04}}{RECORDS}")
-        self.file, self.size = path.open("xb"), 0
+        path = unused_path(self.folder, f"{self.rank:04}-{{:04}}{RECORDS}", self.counts)
+        self.file, self.size, self.counts[path.name] = path.open("xb"), 0, 0
         self.file.write(layout.header)
         return self.file
 

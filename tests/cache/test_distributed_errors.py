@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from msdlosses import TeacherCache
 from msdlosses.cache import _processes
 
 
-def build(path: Path, batches: list[Any], **options: Any) -> TeacherCache:
+def build(path: Path, batches: Any, **options: Any) -> TeacherCache:
     return TeacherCache.build(return_pixels, make_views(), batches, path, **options)
 
 
@@ -53,7 +54,14 @@ def disagree(rank: int) -> str:
 
 
 def agree(rank: int) -> list[float]:
-    cache = build(FOLDER, [numbered_batch(rank, 2)])
+    """Build in two processes, one of which has work for longer than they may take to meet."""
+    _processes.MEETING = timedelta(seconds=4)
+
+    def loader() -> Any:
+        time.sleep(6 * rank)
+        yield numbered_batch(rank, 2)
+
+    cache = build(FOLDER, loader())
     return [len(cache), *cache[:]["full"][:, 0].tolist()]
 
 
@@ -84,7 +92,8 @@ def run(work: Any, folder: Path) -> list[Any]:
 def test_process_that_builds_without_the_others_gets_an_error(work: Any, tmp_path: Path) -> None:
     messages = sorted(run(work, tmp_path))
     assert messages[1] == "none"
-    assert "RuntimeError: Expected every process of the group to call `build`" in messages[0]
+    assert "RuntimeError: Expected all processes " in messages[0]
+    assert "pass their `group`" in messages[0]
 
 
 def test_all_processes_refuse_a_foreign_folder(tmp_path: Path) -> None:
@@ -97,7 +106,7 @@ def test_all_processes_refuse_a_foreign_folder(tmp_path: Path) -> None:
 def test_no_process_waits_for_one_that_failed(tmp_path: Path) -> None:
     first, second = run(fail_in_one, tmp_path)
     assert "TypeError: Expected each batch" in second
-    assert "RuntimeError" in first
+    assert "RuntimeError: Expected all processes of the group to build" in first
 
 
 def test_different_logits_of_one_sample_in_two_processes(tmp_path: Path) -> None:

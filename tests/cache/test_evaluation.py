@@ -112,6 +112,13 @@ def decorate(function: Any) -> Any:
     return wrapper
 
 
+def unset_variable(model: Any) -> Any:
+    """A function that refers to a variable without a value."""
+    if model is None:
+        unset = model
+    return lambda pixels, tokens: model(pixels, tokens) if model else unset
+
+
 TEACHERS: dict[str, Callable[[Any], Any]] = {
     "module": lambda model: model,
     "bound method": lambda model: model.predict,
@@ -130,6 +137,7 @@ TEACHERS: dict[str, Callable[[Any], Any]] = {
     "slots": Slotted,
     "class attribute": of_class,
     "unregistered": Hidden,
+    "unset variable": unset_variable,
     "cached": lambda model: functools.lru_cache(functools.partial(call, model)),
 }
 
