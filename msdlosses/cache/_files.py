@@ -18,7 +18,7 @@ from zlib import crc32
 FORMAT = "msdlosses teacher cache 3"
 START = b'{"format": "msdlosses teacher cache'
 MANIFEST = "manifest.json"
-BUILD = "build.json"
+BUILD = "msdlosses-build.json"
 RECORDS, ROWS, PART = ".records", ".rows", ".part"
 
 
@@ -49,12 +49,16 @@ def is_ours(path: Path) -> bool:
 
 
 def write_new(path: Path, *parts: Any) -> None:
-    """Write a file that must not exist yet, to disk."""
+    """Write a file that must not exist yet, to disk, or remove it again."""
     with path.open("xb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

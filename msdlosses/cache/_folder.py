@@ -50,7 +50,7 @@ class BuildFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.lock: LockedFile | None = None
+        self.locks: list[LockedFile] = []
         self.request: dict[str, Any] = {}
 
     def begin(self, request: Mapping[str, Any], views: Mapping[str, str]) -> Progress:
@@ -60,10 +60,11 @@ class BuildFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         _check_folder(self.folder)
-        self.lock = LockedFile(self.folder / BUILD)
-        self._check_unfinished()
+        lock = LockedFile(self.folder / BUILD)
+        self.locks.append(lock)
+        self._check_unfinished(lock)
         self._remove(ROWS, PART)
-        earlier = unseal(self.lock.read())
+        earlier = unseal(lock.read())
         self.request = {**request}
         same = same_json({key: (earlier or {}).get(key) for key in request}, request)
         if earlier and same and request["fingerprint"] is not None:
@@ -71,13 +72,13 @@ class BuildFolder:
             return self._resume(earlier["mark"])
         self._remove(RECORDS)
         mark = uuid.uuid4().hex
-        self.lock.write(seal({**self.request, "definition": dict(views), "mark": mark}))
+        lock.write(seal({**self.request, "definition": dict(views), "mark": mark}))
         return Progress(mark, None, np.empty(0, np.int64), {})
 
-    def _check_unfinished(self) -> None:
+    def _check_unfinished(self, lock: LockedFile) -> None:
         """Check that no build has finished since the folder was looked at."""
         if (self.folder / MANIFEST).exists():
-            (self.folder / BUILD).unlink()
+            lock.remove()
             _check_folder(self.folder)
 
     def _resume(self, mark: str) -> Progress:
@@ -105,7 +106,8 @@ class BuildFolder:
         fingerprint = self.request["fingerprint"]
         manifest = {**layout.entries, "fingerprint": fingerprint, "index": entry, "shards": shards}
         write_atomically(self.folder / MANIFEST, seal(manifest))
-        (self.folder / BUILD).unlink()
+        for lock in self.locks:
+            lock.remove()
 
     def _remove(self, *suffixes: str) -> None:
         for path in self._files(suffixes):
@@ -118,8 +120,8 @@ class BuildFolder:
 
     def close(self) -> None:
         """Release the lock."""
-        if self.lock is not None:
-            self.lock.close()
+        for lock in self.locks:
+            lock.close()
 
 
 def _check_folder(folder: Path) -> None:

@@ -35,6 +35,12 @@ class LockedFile:
         self.file.flush()
         os.fsync(self.file.fileno())
 
+    def remove(self) -> None:
+        """Remove the file, locked until it is closed."""
+        if fcntl is None:  # pragma: no cover - Windows cannot remove an open file
+            self.file.close()
+        self.path.unlink()
+
     def close(self) -> None:
         """Release the lock."""
         self.file.close()

@@ -121,7 +121,7 @@ def test_file_that_is_replaced_before_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finish(*_: Any) -> None:
-        (tmp_path / "build.json").unlink()
+        (tmp_path / "msdlosses-build.json").unlink()
 
     monkeypatch.setattr(_lock.fcntl, "flock", finish)
     with pytest.raises(FileExistsError, match="Another process is building"):

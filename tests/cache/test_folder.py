@@ -41,7 +41,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-FOREIGN = ["train.records", "places.i8", "build.json", "manifest.json", "0000-0000.records", "x"]
+FOREIGN = [
+    "msdlosses-build.json",
+    "train.records",
+    "places.i8",
+    "build.json",
+    "manifest.json",
+    "0000-0000.records",
+    "x",
+]
 
 
 @pytest.mark.parametrize("batches", [[], None], ids=["no samples", "samples"])
@@ -56,6 +64,14 @@ def test_folder_of_somebody_else_is_refused(
         build(tmp_path, batches, fingerprint=fingerprint)
     assert str(tmp_path) in str(error.value)
     assert contents(tmp_path) == {name: content}
+
+
+@pytest.mark.parametrize("name", ["build.json", "manifest.json", "lock"])
+def test_empty_file_of_somebody_else_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(FileExistsError, match="not of a cache"):
+        build(tmp_path)
+    assert contents(tmp_path) == {name: b""}
 
 
 @pytest.mark.parametrize("fingerprint", [None, "v1", "v2"])
