@@ -9,8 +9,8 @@ from msdlosses._checks import check_that
 
 Fields = dict[str, Tensor]
 
-LARGE = 16.0
-"""Above this, numbers in float16 are 1/64 apart or more."""
+LARGE = 64.0
+"""Above this, numbers in float16 are 1/16 apart or more."""
 LOWEST = 0.9
 """Logits below this part of the lowest number of their dtype are masks."""
 
