@@ -1,8 +1,11 @@
-"""The names of views: `full`, a modality, or `~modality` for everything else."""
+"""Views: their names, which are `full`, a modality, or `~modality`, and their logits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msdlosses._torch import register_pytree
 
 FULL = "full"
 
@@ -33,3 +36,30 @@ def opposite(view: str, views: Iterable[str]) -> str:
     if negated in views or len(others) != 1:
         return negated
     return f"~{others[0]}" if view.startswith("~") else others[0]
+
+
+class ViewLogits(dict[str, Any]):
+    """View -> logits: a dict that knows the modalities, of which it may lack some views."""
+
+    def __init__(
+        self, logits: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), modalities: Any = None
+    ) -> None:
+        super().__init__(logits)
+        self.modalities: tuple[str, ...] = tuple(
+            modalities_of(self) if modalities is None else modalities
+        )
+
+    def copy(self) -> ViewLogits:
+        return ViewLogits(self, self.modalities)
+
+
+def _flatten(logits: ViewLogits) -> tuple[list[Any], Any]:
+    return list(logits.values()), (tuple(logits), logits.modalities)
+
+
+def _unflatten(values: Iterable[Any], context: Any) -> ViewLogits:
+    names, modalities = context
+    return ViewLogits(zip(names, values, strict=True), modalities)
+
+
+register_pytree(ViewLogits, _flatten, _unflatten)

@@ -91,7 +91,7 @@ ERRORS: ErrorCases = {
     ),
     "keep is a string": (lambda: keep("all"), TypeError, f"{KEEP} 'all'"),
     "keep is a float": (lambda: keep(0.5), TypeError, rf"{KEEP} 0\.5"),
-    "keep is a bool": (lambda: keep(True), TypeError, rf"{KEEP} \(True,\)"),
+    "keep is a bool": (lambda: keep(True), TypeError, f"{KEEP} True"),
     "keep is a list of bools": (lambda: keep([True, False]), TypeError, rf"{KEEP} \[True, False\]"),
     "position too large": (lambda: keep(5), IndexError, "`keep` in 5 positions of `tokens`, got 5"),
     "position too small": (lambda: keep([0, -6]), IndexError, "`keep` .* got -6"),

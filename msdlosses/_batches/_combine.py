@@ -1,0 +1,106 @@
+"""Several batches as one: stacked, or chosen sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msdlosses._batches._containers import Batch, map_entries
+from msdlosses._batches._layout import Kind, Layout
+from msdlosses._batches._names import covering
+from msdlosses._batches._own import copy_entry, same
+from msdlosses._checks import describe, expected
+
+SEPARATELY = "Set views_per_forward=1 to run the views separately."
+
+
+def stack(batches: Sequence[Batch], layout: Layout) -> Batch:
+    """Concatenate views of one batch along the batch axis."""
+
+    def concatenate(name: str, values: Sequence[Any]) -> Any:
+        first, kind = values[0], layout.kind(name, values[0])
+        if kind in (Kind.TENSOR, Kind.RAGGED):
+            axis = 0 if kind is Kind.RAGGED else layout.axis(name)
+            _check_alike(name, values, axis)
+            return torch.cat(tuple(values), axis)
+        if kind is Kind.LIST:
+            return type(first)(chain.from_iterable(copy_entry(name, value) for value in values))
+        _check_constant(name, values)
+        return first if kind is Kind.SHARED else copy_entry(name, first)
+
+    stacked: Batch = map_entries(concatenate, batches, whole=layout.rules.shared, advice=SEPARATELY)
+    return stacked
+
+
+def select(mask: Tensor, chosen: Batch, other: Batch, layout: Layout) -> Batch:
+    """Return one batch for the samples in the mask and the other batch for the rest."""
+
+    def where(name: str, values: Sequence[Any]) -> Any:
+        outside, inside = values
+        if same(outside, inside):
+            return outside
+        kind = layout.kind(name, outside)
+        _check_choice(name, kind, outside, inside, layout)
+        if kind is Kind.LIST:
+            # Python objects cannot be chosen on a GPU.
+            chosen = zip(mask.tolist(), inside, outside, strict=True)
+            return type(outside)([new if take else old for take, new, old in chosen])
+        return torch.where(_rows(mask, name, outside, kind, layout), inside, outside)
+
+    mixed: Batch = map_entries(where, [other, chosen], whole=layout.rules.shared)
+    return mixed
+
+
+def _rows(mask: Tensor, name: str, entry: Tensor, kind: Kind, layout: Layout) -> Tensor:
+    """Return the mask of samples as a mask that broadcasts over an entry."""
+    axis = 0
+    if kind is Kind.RAGGED:
+        mask = mask.repeat_interleave(layout.counts_of(name), output_size=len(entry))
+    else:
+        axis = layout.axis(name) % entry.ndim
+    return mask.reshape((-1,) + (1,) * (entry.ndim - axis - 1))
+
+
+def _check_alike(name: str, values: Sequence[Any], axis: int) -> None:
+    """Check that an entry is a tensor of one dtype and one shape per sample in all views."""
+    first = values[0]
+    for value in values[1:]:
+        if not isinstance(value, Tensor) or not _alike(first, value, axis):
+            what = f"`{name}` of one dtype and one shape per sample in all views"
+            got = f"{describe(first)} and {describe(value)}"
+            raise ValueError(expected(what, got, SEPARATELY))
+
+
+def _alike(one: Tensor, other: Tensor, axis: int) -> bool:
+    if one.dtype != other.dtype or one.ndim != other.ndim:
+        return False
+    batch = axis % one.ndim
+    sizes = zip(one.shape, other.shape, strict=True)
+    return all(a == b for k, (a, b) in enumerate(sizes) if k != batch)
+
+
+def _check_constant(name: str, values: Sequence[Any]) -> None:
+    if not all(same(values[0], value) for value in values):
+        raise ValueError(expected(f"one `{name}` in all views", "different values", SEPARATELY))
+
+
+def _check_choice(name: str, kind: Kind, outside: Any, inside: Any, layout: Layout) -> None:
+    """Check that a masked entry can replace an entry for some of the samples only."""
+    if covering(name, layout.ambiguous):
+        what = f"one reading of `{covering(name, layout.ambiguous)}`"
+        got = f"a list of {layout.size} tensors with {layout.size} rows for {layout.size} samples"
+        advice = "If each row is a sample, name it in `batch_axis`; otherwise pad to one tensor."
+        raise ValueError(expected(what, got, advice))
+    if kind in (Kind.TENSOR, Kind.RAGGED):
+        tensors = isinstance(inside, Tensor) and inside.dtype == outside.dtype
+        fits = tensors and inside.shape == outside.shape
+    else:
+        fits = kind is Kind.LIST and type(inside) is type(outside) and len(inside) == len(outside)
+    if not fits:
+        what = f"`{name}` to be per sample, and of the same type and shape when masked"
+        got = f"{describe(outside)} and {describe(inside)}"
+        raise ValueError(expected(what, got, "A sample cannot lose a modality otherwise."))
