@@ -8,6 +8,7 @@ from collections import UserDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from msdlosses._checks import expected, join_names
@@ -23,9 +24,16 @@ def is_container(value: Any) -> bool:
     """Return whether a value holds entries, and is not an entry itself."""
     if isinstance(value, Tensor):
         return False
-    if isinstance(value, SEQUENCES) and not _is_named_tuple(value):
+    if is_list(value):
         return any(_has_axes(item) for item in value)
     return isinstance(value, Mapping) or _is_dataclass(value) or _is_named_tuple(value)
+
+
+def is_list(value: Any) -> bool:
+    """Return whether a value is a list or a tuple without names or a meaning of its own."""
+    return isinstance(value, SEQUENCES) and not (
+        _is_named_tuple(value) or isinstance(value, torch.Size)
+    )
 
 
 def items(tree: Any) -> list[tuple[Any, Any]]:

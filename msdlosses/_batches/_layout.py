@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msdlosses._batches._containers import Batch, items, join
+from msdlosses._batches._containers import Batch, is_list, items, join
 from msdlosses._batches._names import covering, entries
 from msdlosses._checks import any_violated, check_that, check_type, describe, expected
 
@@ -96,7 +96,7 @@ class Layout:
             return Kind.SHARED
         if isinstance(value, Tensor) and value.ndim:
             return self._kind_of_tensor(name, value)
-        per_sample = type(value) in (list, tuple) and len(value) == self.size
+        per_sample = is_list(value) and len(value) == self.size
         return Kind.LIST if per_sample else Kind.CONSTANT
 
     def axis(self, name: str) -> int:
@@ -138,7 +138,7 @@ def _length(name: str, entry: Tensor, axis: int) -> int:
 def _lists_of_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, list[int]]]:
     """Yield the names of lists of tensors, and the lengths of the tensors."""
     held = items(tree)
-    if type(tree) in (list, tuple):
+    if is_list(tree):
         tensors = [value for _, value in held if isinstance(value, Tensor) and value.ndim]
         if len(tensors) == len(tree):
             yield name, [len(tensor) for tensor in tensors]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -42,8 +42,9 @@ def batched_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def drop_entries(tree: Any, names: Collection[str], prefix: str = "") -> Any:
-    """Return a batch without some of its entries."""
-    if not is_container(tree):
+    """Return a batch without some of its entries. Containers that lose none stay the same."""
+    inside = f"{prefix}." if prefix else ""
+    if not is_container(tree) or not any(name.startswith(inside) for name in names):
         return tree
     kept = {
         key: drop_entries(value, names, join(prefix, key))
@@ -53,8 +54,10 @@ def drop_entries(tree: Any, names: Collection[str], prefix: str = "") -> Any:
     return rebuild(tree, kept)
 
 
-def covering(name: str, names: Iterable[str]) -> str | None:
+def covering(name: str, names: Collection[str]) -> str | None:
     """Return which of the names is that of an entry, or of the nearest container around it."""
+    if not names or name in names:
+        return name if names else None
     found = [other for other in names if f"{name}.".startswith(f"{other}.")]
     # Dynamo in torch 2.6 does not know max(key=...).
     return sorted(found, key=len)[-1] if found else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msdlosses._batches._containers import Batch, map_entries
+from msdlosses._batches._containers import Batch, is_list, map_entries
 from msdlosses._batches._layout import Kind, Layout
 from msdlosses._batches._names import entries
 from msdlosses._checks import describe, expected
@@ -41,7 +41,7 @@ def copy_entry(name: str, value: Any) -> Any:
         return value.clone()
     if isinstance(value, IMMUTABLE) or callable(value):
         return value
-    if type(value) in (list, tuple):
+    if is_list(value):
         return type(value)([copy_entry(name, item) for item in value])
     try:
         return copy.deepcopy(value)
@@ -84,7 +84,7 @@ def same(one: Any, other: Any) -> bool:
     """Return whether two values are known to be equal. Tensors have to be the same object."""
     if one is other or isinstance(one, Tensor) or isinstance(other, Tensor):
         return one is other
-    if type(one) in (list, tuple) and type(one) is type(other):
+    if is_list(one) and type(one) is type(other):
         return len(one) == len(other) and all(map(same, one, other))
     try:
         return bool(one == other)

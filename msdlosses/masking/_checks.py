@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def check_axes(
             check_that(what, not found, join_names(found), "Write a function as a masker.")
 
 
-def _overlaps(entry: str, names: Iterable[str]) -> bool:
+def _overlaps(entry: str, names: Collection[str]) -> bool:
     return any(covering(entry, [name]) or covering(name, [entry]) for name in names)
 
 

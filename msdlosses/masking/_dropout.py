@@ -49,7 +49,7 @@ class ModalityDropout(nn.Module):
         check_type("views", views, ModalityViews, "a ModalityViews")
         check_number("p", p, "[0, 1]")
         self.views = views
-        self.p = p
+        self.p = float(p)
 
     def forward(self, batch: Batch, *, present: Mapping[str, Tensor] | None = None) -> Batch:
         """Return the batch with modalities dropped in training, and unchanged otherwise.

@@ -35,9 +35,10 @@ def check_tensor(name: str, value: Tensor, entry: Tensor) -> None:
     what, advice = f"the value of `{name}` on {entry.device}", "Move the views with `.to`."
     check_that(what, value.device == entry.device, value.device, advice)
     if value.dtype != entry.dtype and value.device.type == "cpu":
-        low, high = _bounds(entry.dtype)
-        inside = ((value >= low) & (value <= high)) | value.isinf()
-        if any_violated(inside):
+        # Bounds outside the value's own dtype would overflow in the comparison.
+        lows, highs = zip(_bounds(entry.dtype), _bounds(value.dtype), strict=True)
+        outside = (value < max(lows)) | (value > min(highs))
+        if any_violated(~outside | value.isinf()):
             raise _unrepresentable(name, describe(value), entry)
 
 
