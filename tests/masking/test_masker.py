@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from multimodal import PAD, Batch, ErrorCases, assert_raises, error_cases, make_batch
@@ -27,6 +28,8 @@ SPECIAL = torch.tensor([[True, False, False, False, True], [True, False, False, 
         (0, [[1, 0, 0, 0, 0]] * 2),
         (-1, [[0, 0, 0, 0, 5]] * 2),
         ([0, -2], [[1, 0, 0, 4, 0]] * 2),
+        (range(2), [[1, 2, 0, 0, 0]] * 2),
+        (np.int64(1), [[0, 2, 0, 0, 0]] * 2),
         ((), [[0] * 5] * 2),
         (SPECIAL[0], [[1, 0, 0, 0, 5]] * 2),
         (SPECIAL[:1], [[1, 0, 0, 0, 5]] * 2),
@@ -38,6 +41,8 @@ SPECIAL = torch.tensor([[True, False, False, False, True], [True, False, False, 
         "first",
         "last",
         "two",
+        "range",
+        "number of NumPy",
         "none",
         "mask (L,)",
         "mask (1, L)",
