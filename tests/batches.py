@@ -65,7 +65,6 @@ class Leaf:
     masked: list[Any]
     read: Callable[[Any, int, int], Any]
     """Read sample n of the k-th stacked view from the entry."""
-    batched: bool = False
     modality: str | None = None
     path: tuple[Any, ...] = ()
     axis: int = 0
@@ -101,7 +100,12 @@ class Case:
         return {
             "shared": [leaf.name for leaf in self.leaves if leaf.shared],
             "ragged": {name: (lambda _, c=c: torch.tensor(c).long()) for name, c in ragged.items()},
-            "batch_axis": {leaf.name: leaf.axis for leaf in self.leaves if leaf.axis},
+            # Two tensors of two rows, in a list, could also be one tensor per sample.
+            "batch_axis": {
+                leaf.name: leaf.axis
+                for leaf in self.leaves
+                if leaf.axis or type(get(self.batch, leaf.path[:-1])) in (list, tuple)
+            },
         }
 
     def of(self, modality: str) -> list[Leaf]:
@@ -212,7 +216,6 @@ def _on_axis(random: Random, size: int, axes: tuple[int, ...] = (1, 2, -1)) -> L
         [row.to(dtype).tolist() for row in rows],
         [full.to(dtype).tolist()] * size,
         lambda entry, view, n: entry.select(axis, view * size + n).tolist(),
-        batched=True,
         modality=random.choice((None, *MODALITIES)),
         axis=axis,
     )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from msdlosses._batches._containers import Batch, map_entries
 from msdlosses._batches._layout import Kind, Layout
-from msdlosses._batches._names import covering
 from msdlosses._batches._own import copy_entry, same
 from msdlosses._checks import describe, expected
 
@@ -90,8 +89,8 @@ def _check_constant(name: str, values: Sequence[Any]) -> None:
 
 def _check_choice(name: str, kind: Kind, outside: Any, inside: Any, layout: Layout) -> None:
     """Check that a masked entry can replace an entry for some of the samples only."""
-    if covering(name, layout.ambiguous):
-        what = f"one reading of `{covering(name, layout.ambiguous)}`"
+    if name in layout.ambiguous:
+        what = f"one reading of `{name.rpartition('.')[0]}`"
         got = f"a list of {layout.size} tensors with {layout.size} rows for {layout.size} samples"
         advice = "If each row is a sample, name it in `batch_axis`; otherwise pad to one tensor."
         raise ValueError(expected(what, got, advice))

@@ -74,10 +74,11 @@ class Rules:
         return counts
 
     def _ambiguous(self, batch: Batch, size: int) -> frozenset[str]:
-        """Return lists of N tensors with N rows, which could also be one tensor per sample."""
+        """Return the tensors in lists of N tensors with N rows, which could be one per sample."""
         declared = self.batch_axis.keys() | self.ragged.keys() | self.shared | self.ignore
-        found = {n for n, rows in _lists_of_tensors(batch) if rows == [size] * size and size > 1}
-        return frozenset(name for name in found if not covering(name, declared))
+        lists = [n for n, rows in _lists_of_tensors(batch) if rows == [size] * size and size > 1]
+        names = (join(name, index) for name in lists for index in range(size))
+        return frozenset(name for name in names if not covering(name, declared))
 
 
 @dataclass(frozen=True)
