@@ -60,7 +60,7 @@ def rebuild(tree: Any, values: Mapping[Any, Any]) -> Any:
         return type(tree)(*(values.get(index) for index in range(len(tree))))
     if isinstance(tree, SEQUENCES):
         return type(tree)(values.values())
-    return _set_fields(copy.copy(tree), values)
+    return _set_fields(copy.copy(tree), {key: values.get(key) for key, _ in items(tree)})
 
 
 def map_entries(
@@ -123,7 +123,7 @@ def _rebuild_tensordict(tree: Any, values: Mapping[Any, Any]) -> Any:
 
 def _set_fields(record: Any, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
-        object.__setattr__(record, name, value)  # a frozen dataclass has no other way
+        object.__setattr__(record, name, value)  # works for frozen dataclasses too
     return record
 
 
