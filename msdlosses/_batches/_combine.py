@@ -64,22 +64,27 @@ def _rows(mask: Tensor, name: str, entry: Tensor, kind: Kind, layout: Layout) ->
     return mask.reshape((-1,) + (1,) * (entry.ndim - axis - 1))
 
 
-def _check_alike(name: str, values: Sequence[Any], axis: int) -> None:
-    """Check that an entry is a tensor of one dtype and one shape per sample in all views."""
-    first = values[0]
-    for value in values[1:]:
-        if not isinstance(value, Tensor) or not _alike(first, value, axis):
-            what = f"`{name}` of one dtype and one shape per sample in all views"
-            got = f"{describe(first)} and {describe(value)}"
-            raise ValueError(expected(what, got, SEPARATELY))
-
-
-def _alike(one: Tensor, other: Tensor, axis: int) -> bool:
-    if one.dtype != other.dtype or one.ndim != other.ndim:
+def _alike(one: Any, other: Any, skipped: int | None = None) -> bool:
+    """Return whether two tensors are of one dtype and shape, except along an axis."""
+    if not isinstance(other, Tensor) or one.dtype != other.dtype or one.ndim != other.ndim:
         return False
-    batch = axis % one.ndim
-    sizes = zip(one.shape, other.shape, strict=True)
-    return all(a == b for k, (a, b) in enumerate(sizes) if k != batch)
+    sizes = enumerate(zip(one.shape, other.shape, strict=True))
+    return all(a == b for axis, (a, b) in sizes if axis != skipped)
+
+
+def _fits(kind: Kind, outside: Any, inside: Any) -> bool:
+    """Return whether a masked entry can replace an entry for some of the samples only."""
+    if kind is Kind.LIST:
+        return type(inside) is type(outside) and len(inside) == len(outside)
+    return kind in (Kind.TENSOR, Kind.RAGGED) and _alike(outside, inside)
+
+
+def _check_alike(name: str, values: Sequence[Any], axis: int) -> None:
+    for value in values[1:]:
+        if not _alike(values[0], value, axis % values[0].ndim):
+            what = f"`{name}` of one dtype and one shape per sample in all views"
+            got = f"{describe(values[0])} and {describe(value)}"
+            raise ValueError(expected(what, got, SEPARATELY))
 
 
 def _check_constant(name: str, values: Sequence[Any]) -> None:
@@ -88,18 +93,12 @@ def _check_constant(name: str, values: Sequence[Any]) -> None:
 
 
 def _check_choice(name: str, kind: Kind, outside: Any, inside: Any, layout: Layout) -> None:
-    """Check that a masked entry can replace an entry for some of the samples only."""
     if name in layout.ambiguous:
         what = f"one reading of `{name.rpartition('.')[0]}`"
         got = f"a list of {layout.size} tensors with {layout.size} rows for {layout.size} samples"
         advice = "If each row is a sample, name it in `batch_axis`; otherwise pad to one tensor."
         raise ValueError(expected(what, got, advice))
-    if kind in (Kind.TENSOR, Kind.RAGGED):
-        tensors = isinstance(inside, Tensor) and inside.dtype == outside.dtype
-        fits = tensors and inside.shape == outside.shape
-    else:
-        fits = kind is Kind.LIST and type(inside) is type(outside) and len(inside) == len(outside)
-    if not fits:
+    if not _fits(kind, outside, inside):
         what = f"`{name}` to be per sample, and of the same type and shape when masked"
         got = f"{describe(outside)} and {describe(inside)}"
         raise ValueError(expected(what, got, "A sample cannot lose a modality otherwise."))

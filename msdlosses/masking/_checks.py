@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from msdlosses._batches import batched_tensors, covering
@@ -14,21 +14,15 @@ from msdlosses._checks import (
     check_callable,
     check_integer,
     check_mapping,
-    check_mask,
     check_names,
-    check_same_names,
     check_that,
-    check_type,
     describe,
     expected,
     join_names,
 )
 from msdlosses._torch import unwrap_compiled
 from msdlosses._views import FULL
-from msdlosses.masking._downsample import Downsample
 from msdlosses.masking._masker import EntryMasker
-from msdlosses.masking._mean_fill import MeanFill
-from msdlosses.masking._shuffle import Shuffle
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -73,35 +67,33 @@ def parameters_outside_ddp(views: nn.Module, model: object) -> list[str]:
 def check_axes(
     maskers: Iterable[nn.Module], ragged: Mapping[str, Any], batch_axis: Mapping[str, int]
 ) -> None:
-    """Check that maskers that work along axis 0 find the samples there."""
+    """Check the entries with another layout, and that all maskers can work on them."""
     for name, counts in ragged.items():
         check_callable(f"ragged[{name!r}]", counts)
     for name, axis in batch_axis.items():
         check_integer(f"batch_axis[{name!r}]", axis)
-    both = [name for name in batch_axis if covering(name, ragged) or name in ragged]
+    both = [name for name in batch_axis if _overlaps(name, ragged)]
     check_that("entries in `ragged` or in `batch_axis`", not both, join_names(both))
     for masker in maskers:
-        if isinstance(masker, EntryMasker):
-            others = {**batch_axis, **(ragged if isinstance(masker, Shuffle) else {})}
-            along = isinstance(masker, Shuffle | MeanFill) or masker.keep is not None
-            found = [entry for entry in masker.entries if along and _overlaps(entry, others)]
-            what = f"{describe(masker)} to mask entries with one sample per index of axis 0"
-            check_that(what, not found, join_names(found), "Write a function as a masker.")
+        what = f"{describe(masker)} to mask entries with one sample per index of axis 0"
+        found = _misplaced(masker, ragged, batch_axis)
+        check_that(what, not found, join_names(found), "Write a function as a masker.")
+
+
+def _misplaced(
+    masker: nn.Module, ragged: Mapping[str, Any], batch_axis: Mapping[str, int]
+) -> list[str]:
+    """Return the entries in which a masker would take something else for samples."""
+    if not isinstance(masker, EntryMasker):
+        return []
+    others = [*ragged] if masker.moves_samples else []
+    if masker.needs_axis_0 or masker.keep is not None:
+        others += batch_axis
+    return [entry for entry in masker.entries if _overlaps(entry, others)]
 
 
 def _overlaps(entry: str, names: Collection[str]) -> bool:
     return any(covering(entry, [name]) or covering(name, [entry]) for name in names)
-
-
-def check_present(present: Any, modalities: Sequence[str], size: int | None = None) -> None:
-    """Check for a boolean mask (N,) for each modality."""
-    check_type("present", present, Mapping, "a mapping of modalities to masks")
-    check_same_names("a mask in `present`", present.keys(), modalities)
-    name, first = next(iter(present.items()))
-    check_type(f"present[{name!r}]", first, Tensor, "a boolean tensor")
-    samples = first.new_empty(*(first.shape[:1] if size is None else (size,)), 1)
-    for modality, mask in present.items():
-        check_mask(f"present[{modality!r}]", mask, samples)
 
 
 def check_blanks(maskers: Iterable[tuple[str, nn.Module]], ragged: Iterable[str]) -> None:
@@ -111,8 +103,8 @@ def check_blanks(maskers: Iterable[tuple[str, nn.Module]], ragged: Iterable[str]
     for modality, masker in maskers:
         keeps = getattr(masker, "keep", None) is not None
         got = f"{describe(masker)}{' with `keep`' if keeps else ''} for `{modality}`"
-        blank = not keeps and not isinstance(masker, Shuffle | Downsample)
-        check_that(what, blank, got, advice)
+        depends = keeps or getattr(masker, "depends_on_input", False)
+        check_that(what, not depends, got, advice)
 
 
 def check_features(features: Any, modalities: Sequence[str], rows: int) -> None:

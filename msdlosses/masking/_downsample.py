@@ -35,6 +35,8 @@ class Downsample(EntryMasker):
     Source: [ours].
     """
 
+    depends_on_input = True
+
     def __init__(self, *entries: str, factor: int) -> None:
         super().__init__(entries)
         check_integer("factor", factor, least=2)

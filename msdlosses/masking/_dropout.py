@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from msdlosses._batches import Batch, Layout, select
 from msdlosses._checks import check_number, check_type
-from msdlosses.masking._checks import check_present
 from msdlosses.masking._input import ViewInput
+from msdlosses.masking._present import stack_present
 from msdlosses.masking._views import ModalityViews
 
 
@@ -75,11 +75,10 @@ class ModalityDropout(nn.Module):
     def _present(self, present: Mapping[str, Tensor] | None, layout: Layout) -> Tensor:
         """Return which modalities the samples have: (N, M)."""
         modalities = self.views.modalities
-        if present is None:
-            shape = (layout.size, len(modalities))
-            return torch.ones(shape, dtype=torch.bool, device=layout.device)
-        check_present(present, modalities, layout.size)
-        return torch.stack([present[modality] for modality in modalities], 1)
+        if present is not None:
+            return stack_present(present, modalities, layout.size)
+        shape = (layout.size, len(modalities))
+        return torch.ones(shape, dtype=torch.bool, device=layout.device)
 
     def _draw(self, present: Tensor) -> Tensor:
         """Draw which modalities to drop: (N, M)."""

@@ -23,6 +23,10 @@ class EntryMasker(nn.Module, ABC):
     A subclass implements `absent`.
     """
 
+    depends_on_input = False  # whether samples without the modality differ from each other
+    moves_samples = False  # whether a sample gets rows of another one
+    needs_axis_0 = False  # whether samples have to be along the first axis
+
     def __init__(self, entries: Iterable[str], keep: Keep | None = None) -> None:
         super().__init__()
         self.entries = tuple(entries)

@@ -45,6 +45,8 @@ class MeanFill(EntryMasker, FittedBuffers):
     Source: [ours].
     """
 
+    needs_axis_0 = True
+
     def __init__(self, *entries: str, keep: Keep | None = None) -> None:
         super().__init__(entries, keep)
 

@@ -17,7 +17,6 @@ from msdlosses.masking._checks import (
     check_features,
     check_maskers,
     check_options,
-    check_present,
     check_view_names,
     parameters_outside_ddp,
 )
@@ -30,6 +29,7 @@ from msdlosses.masking._logits import (
     split_views,
     without_side_effects,
 )
+from msdlosses.masking._present import stack_present
 
 
 class ModalityViews(nn.Module):
@@ -168,9 +168,10 @@ class ModalityViews(nn.Module):
             TypeError: ``present`` is not a mapping, or a mask is not boolean.
             ValueError: masks differ in shape.
         """
-        check_present(present, self.modalities)
+        masks = stack_present(present, self.modalities).unbind(1)
+        named = dict(zip(self.modalities, masks, strict=True))
         columns = [
-            torch.stack([present[modality] for modality in self.shown(view)]).all(0)
+            torch.stack([named[modality] for modality in self.shown(view)]).all(0)
             for view in self.names
         ]
         return torch.stack(columns, dim=-1)
