@@ -18,6 +18,9 @@ unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
 register_pytree: Any = register_pytree_node
 
+# Older compilers cannot trace subclasses of `dict`.
+TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
+
 
 def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     """Call an autograd Function."""

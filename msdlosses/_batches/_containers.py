@@ -113,7 +113,10 @@ def _rebuild_mapping(tree: Any, values: Mapping[Any, Any]) -> Any:
 
 def _rebuild_tensordict(tree: Any, values: Mapping[Any, Any]) -> Any:
     new = tree.empty()
-    rows = [len(value) for value in values.values() if isinstance(value, Tensor) and value.ndim]
+    sizes: list[tuple[int, ...]] = [
+        getattr(value, "batch_size", getattr(value, "shape", ())) for value in values.values()
+    ]
+    rows = [size[0] for size in sizes if len(size)]
     if rows and tree.batch_size:
         new.batch_size = (rows[0], *tree.batch_size[1:])
     for key, value in values.items():

@@ -31,15 +31,15 @@ class Kind(Enum):
 class Rules:
     """What users say about the entries of all batches. A name covers what is nested in it."""
 
-    ignore: frozenset[str] = frozenset()
-    shared: frozenset[str] = frozenset()
+    ignore: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     ragged: Mapping[str, Counts] = field(default_factory=dict)
     batch_axis: Mapping[str, int] = field(default_factory=dict)
 
     def layout(self, batch: Any) -> Layout:
         """Return the layout of a batch, whose entries have to be of one length."""
         check_type("batch", batch, Mapping, "a mapping")
-        skipped = self.ignore | self.shared
+        skipped = self.ignore + self.shared
         tensors = {
             name: entry
             for name, entry in entries(batch, whole=skipped)
@@ -49,7 +49,8 @@ class Rules:
         sizes = {n: _length(n, t, self.axis(n)) for n, t in tensors.items() if not self._counted(n)}
         ragged = {name: entry for name, entry in tensors.items() if self._counted(name)}
         counts = self._counts(batch, ragged)
-        sizes |= {f"the counts of {name}": len(count) for name, count in counts.items()}
+        for name, count in counts.items():
+            sizes[f"the counts of {name}"] = len(count)
         first = next(iter(sizes))
         for name, size in sizes.items():
             if size != sizes[first]:
@@ -75,7 +76,7 @@ class Rules:
 
     def _ambiguous(self, batch: Batch, size: int) -> frozenset[str]:
         """Return the tensors in lists of N tensors with N rows, which could be one per sample."""
-        declared = self.batch_axis.keys() | self.ragged.keys() | self.shared | self.ignore
+        declared = (*self.batch_axis, *self.ragged, *self.shared, *self.ignore)
         lists = [n for n, rows in _lists_of_tensors(batch) if rows == [size] * size and size > 1]
         names = (join(name, index) for name in lists for index in range(size))
         return frozenset(name for name in names if not covering(name, declared))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,9 @@ def blank_sample(batch: Batch, layout: Layout) -> tuple[Batch, Layout]:
             return value.narrow(layout.axis(name), 0, size)
         return value[:size] if kind is Kind.LIST else value
 
-    return map_entries(first, [batch], whole=layout.rules.shared), replace(layout, size=size)
+    sample: Batch = map_entries(first, [batch], whole=layout.rules.shared)
+    # `dataclasses.replace` breaks the graphs of torch 2.6.
+    return sample, Layout(layout.rules, size, layout.device)
 
 
 def split_features(features: Batch, size: int) -> tuple[Batch, Batch]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msdlosses._batches import Batch, Layout, Rules, drop_entries, stack
 from msdlosses._checks import check_callable, check_that, join_names
+from msdlosses._torch import TRACES_DICT_SUBCLASSES
 from msdlosses._views import FULL, ViewLogits, shown_modalities
 from msdlosses.masking._checks import (
     check_axes,
@@ -121,8 +122,8 @@ class ModalityViews(nn.Module):
         )
         self.names = (FULL, *maskers) if views is None else tuple(views)
         self.views_per_forward = views_per_forward
-        self.ignore = frozenset([ignore] if isinstance(ignore, str) else ignore)
-        self.shared = frozenset([shared] if isinstance(shared, str) else shared)
+        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        self.shared = (shared,) if isinstance(shared, str) else tuple(shared)
         self.ragged = dict(ragged or {})
         self.batch_axis = dict(batch_axis or {})
         check_axes(self.maskers.values(), self.ragged, self.batch_axis)
@@ -242,7 +243,7 @@ class ModalityViews(nn.Module):
 
     def _run(
         self, model: Callable[..., Any], layout: Layout, input_of: Callable[[str], ViewInput]
-    ) -> ViewLogits:
+    ) -> dict[str, Tensor]:
         """Run a model on the input of each view, a few views stacked at a time."""
         step = self.views_per_forward or len(self.names)
         logits: dict[str, Tensor] = {}
@@ -250,7 +251,8 @@ class ModalityViews(nn.Module):
             names = self.names[start : start + step]
             parts = self._logits(model, [input_of(view) for view in names], layout)
             logits.update(zip(names, parts, strict=True))
-        return ViewLogits(logits, self.modalities)
+        traced = TRACES_DICT_SUBCLASSES or not torch.compiler.is_compiling()
+        return ViewLogits(logits, self.modalities) if traced else logits
 
     def _logits(
         self, model: Callable[..., Any], inputs: Sequence[ViewInput], layout: Layout
