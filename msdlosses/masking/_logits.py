@@ -35,10 +35,13 @@ def split_views(logits: Tensor, views: int, size: int) -> Sequence[Tensor]:
 def may_compare_samples(logits: Tensor, views: int) -> bool:
     """Return whether stacked logits could be similarities between all stacked samples.
 
-    Compiled code does not find out, because that would break its graph.
+    These are (N, N), or wider where processes share their samples. Compiled code does not find out
+    if they are, because that would break its graph.
     """
-    square = logits.ndim > 1 and logits.shape[0] == logits.shape[1] > 0
-    return views > 1 and square and not torch.compiler.is_compiling()
+    if views == 1 or logits.ndim == 1 or not logits.numel() or torch.compiler.is_compiling():
+        return False
+    rows, width = logits.shape[:2]
+    return rows == width or (logits.ndim == 2 and width % rows == 0)
 
 
 def check_width(width: int, other: int) -> None:

@@ -17,7 +17,15 @@ from strategies import DTYPES
 from torch import Tensor
 
 import msdlosses
-from msdlosses import Downsample, Fill, LearnedFill, MeanFill, ModalityViews, Shuffle
+from msdlosses import (
+    Downsample,
+    Fill,
+    LearnedFill,
+    MeanFill,
+    ModalityDropout,
+    ModalityViews,
+    Shuffle,
+)
 from msdlosses.masking._masker import EntryMasker
 
 Batch = dict[str, Any]
@@ -123,6 +131,35 @@ def test_compiled_equals_eager(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(masker, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(batch)["pixels"], masker(batch)["pixels"])
+
+
+@every_masker
+def test_views_and_dropout_never_read_a_value(name: str) -> None:
+    """The meta device has no values, so nothing can wait for those of a GPU either."""
+    batch = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in make_batch(3).items()}
+    batch["patches"], present = batch["pixels"][:2], torch.ones(3, device="meta").bool()
+    for text in (Fill(tokens=0), lambda b: {**b, "tokens": b["tokens"] * 0}):
+        views = ModalityViews(
+            image=MASKERS[name](), text=text, ragged={"patches": lambda b: b["tokens"][:, 0]}
+        ).to("meta")
+        logits = views(lambda pixels, **others: pixels, batch)
+        assert logits["text"].device.type == "meta"
+        drop = ModalityDropout(views, 0.5)
+        for options in ({}, {"present": {"image": present, "text": present}}):
+            assert drop(batch, **options)["pixels"].device.type == "meta"
+
+
+@every_masker
+def test_dropout_compiles_to_one_graph(name: str) -> None:
+    views = ModalityViews(image=MASKERS[name](), text=Fill(tokens=0))
+    torch.compiler.reset()
+    drop = torch.compile(ModalityDropout(views, 1.0), fullgraph=True, backend="aot_eager")
+    batch = make_batch(20)
+    masked, image = drop(batch), views.maskers["image"](batch)
+    for n in range(20):
+        hidden = bool((masked["tokens"][n] == 0).all())
+        expected = (batch if hidden else image)["pixels"][n]
+        assert torch.equal(masked["pixels"][n], expected)
 
 
 @every_masker

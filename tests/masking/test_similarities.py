@@ -41,6 +41,14 @@ def test_stacked_similarities_are_refused(size: int, views_per_forward: int | No
         views(Contrastive(), make_batch(size))
 
 
+def test_stacked_similarities_to_the_samples_of_all_processes_are_refused() -> None:
+    def model(**batch: Tensor) -> Tensor:
+        return Contrastive()(**batch).repeat(1, 2)
+
+    with pytest.raises(ValueError, match="views_per_forward=1"):
+        make_views()(model, make_batch())
+
+
 def test_separate_views_compare_their_own_samples() -> None:
     batch, model = make_batch(), Contrastive()
     logits = make_views(views_per_forward=1)(model, batch)
