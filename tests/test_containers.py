@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from multimodal import ErrorCases, assert_raises, error_cases, make_batch, make_views
@@ -275,6 +276,11 @@ ERRORS: ErrorCases = {
         lambda: stack(lambda b: {**b, "pixels": b["pixels"].flatten(1)}),
         ValueError,
         r"one shape per sample in all views, got .* \(4, 6\)",
+    ),
+    "array": (
+        lambda: make_views()(lambda **b: b["pixels"], {**make_batch(), "boxes": np.ones((4, 2))}),
+        TypeError,
+        "`boxes` to be a tensor or a list of one value per sample, got ndarray.* `shared`",
     ),
     "no tensor": (
         lambda: stack(lambda b: {**b, "pixels": None}),

@@ -15,6 +15,8 @@ from msdlosses._batches._own import copy_entry, same
 from msdlosses._checks import describe, expected
 
 SEPARATELY = "Set views_per_forward=1 to run the views separately."
+SHARE = "Name it in `shared` if it is not per sample."
+DECLARE = "If each row is a sample, name it in `batch_axis`; otherwise pad to one tensor."
 
 
 def stack(batches: Sequence[Batch], layout: Layout) -> Batch:
@@ -58,7 +60,8 @@ def _rows(mask: Tensor, name: str, entry: Tensor, kind: Kind, layout: Layout) ->
     """Return the mask of samples as a mask that broadcasts over an entry."""
     axis = 0
     if kind is Kind.RAGGED:
-        mask = mask.repeat_interleave(layout.counts_of(name), output_size=len(entry))
+        counts = layout.counts_of(name).to(mask.device)
+        mask = mask.repeat_interleave(counts, output_size=len(entry))
     else:
         axis = layout.axis(name) % entry.ndim
     return mask.reshape((-1,) + (1,) * (entry.ndim - axis - 1))
@@ -83,11 +86,14 @@ def _check_alike(name: str, values: Sequence[Any], axis: int) -> None:
     for value in values[1:]:
         if not _alike(values[0], value, axis % values[0].ndim):
             what = f"`{name}` of one dtype and one shape per sample in all views"
-            got = f"{describe(values[0])} and {describe(value)}"
-            raise ValueError(expected(what, got, SEPARATELY))
+            both = f"{describe(values[0])} and {describe(value)}"
+            raise ValueError(expected(what, both, SEPARATELY))
 
 
 def _check_constant(name: str, values: Sequence[Any]) -> None:
+    if getattr(values[0], "ndim", 0) and not isinstance(values[0], Tensor):
+        what, advice = f"`{name}` to be a tensor or a list of one value per sample", SHARE
+        raise TypeError(expected(what, describe(values[0]), advice))
     if not all(same(values[0], value) for value in values):
         raise ValueError(expected(f"one `{name}` in all views", "different values", SEPARATELY))
 
@@ -96,9 +102,7 @@ def _check_choice(name: str, kind: Kind, outside: Any, inside: Any, layout: Layo
     if name in layout.ambiguous:
         what = f"one reading of `{name.rpartition('.')[0]}`"
         got = f"a list of {layout.size} tensors with {layout.size} rows for {layout.size} samples"
-        advice = "If each row is a sample, name it in `batch_axis`; otherwise pad to one tensor."
-        raise ValueError(expected(what, got, advice))
+        raise ValueError(expected(what, got, DECLARE))
     if not _fits(kind, outside, inside):
         what = f"`{name}` to be per sample, and of the same type and shape when masked"
-        got = f"{describe(outside)} and {describe(inside)}"
-        raise ValueError(expected(what, got, "A sample cannot lose a modality otherwise."))
+        raise ValueError(expected(what, f"{describe(outside)} and {describe(inside)}"))

@@ -14,6 +14,7 @@ from msdlosses._batches._containers import Batch, is_list, items, join
 from msdlosses._batches._names import covering, entries
 from msdlosses._checks import any_violated, check_that, check_type, describe, expected
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Counts = Callable[[Batch], Tensor]
 
 
@@ -70,7 +71,7 @@ class Rules:
         for name, entry in ragged.items():
             key = covering(name, self.ragged) or name
             if key not in counts:
-                counts[key] = torch.as_tensor(self.ragged[key](batch), device=entry.device)
+                counts[key] = torch.as_tensor(self.ragged[key](batch))
             check_counts(name, entry, counts[key])
         return counts
 
@@ -121,8 +122,7 @@ class Layout:
 
 def check_counts(name: str, entry: Tensor, counts: Tensor) -> None:
     """Check for integers (N,) that add up to the length of a ragged entry."""
-    integers = counts.ndim == 1 and not (counts.is_floating_point() or counts.is_complex())
-    if not integers or counts.dtype == torch.bool:
+    if counts.ndim != 1 or counts.dtype not in INTEGERS:
         what = f"`ragged[{name!r}]` to return integers of shape (N,)"
         raise TypeError(expected(what, describe(counts)))
     if any_violated((counts >= 0).all() & (counts.sum() == len(entry))):
@@ -132,8 +132,8 @@ def check_counts(name: str, entry: Tensor, counts: Tensor) -> None:
 
 def _length(name: str, entry: Tensor, axis: int) -> int:
     if not -entry.ndim <= axis < entry.ndim:
-        what = f"`batch_axis[{name!r}]` to be an axis of {tuple(entry.shape)}"
-        raise IndexError(expected(what, axis))
+        shape = tuple(entry.shape)
+        raise IndexError(expected(f"`batch_axis[{name!r}]` to be an axis of {shape}", axis))
     return entry.shape[axis]
 
 

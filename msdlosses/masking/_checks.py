@@ -75,9 +75,8 @@ def check_axes(
     both = [name for name in batch_axis if _overlaps(name, ragged)]
     check_that("entries in `ragged` or in `batch_axis`", not both, join_names(both))
     for masker in maskers:
-        what = f"{describe(masker)} to mask entries with one sample per index of axis 0"
         found = _misplaced(masker, ragged, batch_axis)
-        check_that(what, not found, join_names(found), "Write a function as a masker.")
+        check_that(f"{describe(masker)} to mask samples along axis 0", not found, join_names(found))
 
 
 def _misplaced(

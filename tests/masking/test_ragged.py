@@ -123,7 +123,7 @@ def test_dropout_drops_all_rows_of_a_sample() -> None:
     assert len(kept) == 4
 
 
-SEPARATE = "to mask entries with one sample per index of axis 0, got"
+SEPARATE = "to mask samples along axis 0, got"
 
 ERRORS: ErrorCases = {
     "counts that do not add up": (
