@@ -102,6 +102,7 @@ CONTAINERS: dict[str, Callable[[], Any]] = {
     "named tuple": lambda: Pair(TOKENS),
     "mapping with attributes": lambda: Output(TOKENS, "caption"),
     "mapping with a batch size": lambda: Rows({"tokens": TOKENS, "kind": "caption"}, (4,)),
+    "mapping without a batch size": lambda: Rows({"tokens": TOKENS, "kind": "caption"}, ()),
     "mapping with two batch axes": lambda: Rows({"tokens": TOKENS, "kind": "caption"}, (4, 5)),
 }
 MAPPINGS = [name for name in CONTAINERS if isinstance(CONTAINERS[name](), Mapping)]

@@ -56,6 +56,11 @@ ERRORS: ErrorCases = {
         TypeError,
         r"`present` to be a mapping of modalities to masks, got bool \(2, 2\)",
     ),
+    "list first": (
+        lambda: valid(image=[True, False], text=ones(2)),
+        TypeError,
+        r"`present\['image'\]` to be a boolean tensor, got list",
+    ),
     "list": (
         lambda: valid(text=ones(2), image=[True, False]),
         TypeError,
