@@ -19,6 +19,7 @@ from msdlosses.losses import (
     SPLoss,
 )
 from msdlosses.masking import (
+    Downsample,
     Fill,
     LearnedFill,
     MeanFill,
@@ -41,6 +42,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DistillationLoss",
+    "Downsample",
     "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",

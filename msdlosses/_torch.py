@@ -12,11 +12,16 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizers
+from torch.utils._pytree import register_pytree_node
 
 # Public, but without types.
 make_dual: Any = forward_ad.make_dual
 unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
+register_pytree: Any = register_pytree_node
+
+# Older compilers cannot trace subclasses of `dict`.
+TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
 
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
@@ -76,6 +81,12 @@ def get_mkldnn_enabled() -> bool:
 
 def set_mkldnn_enabled(enabled: bool) -> None:
     torch._C._set_mkldnn_enabled(enabled)
+
+
+def was_written(copy: Tensor) -> bool:
+    """Return whether a tensor was written to in place, as far as that is known."""
+    unknown = torch.compiler.is_compiling() or copy.is_inference()
+    return not unknown and copy._version > 0
 
 
 def unwrap_compiled(module: Any) -> Any:

@@ -27,6 +27,7 @@ PUBLIC = [
     "DISTLoss",
     "DKDLoss",
     "DistillationLoss",
+    "Downsample",
     "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",

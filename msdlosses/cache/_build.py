@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msdlosses._batches import move
+from msdlosses._batches import drop_entries, move
 from msdlosses._checks import batches_of, check_holds, check_that, expected
+from msdlosses._views import modalities_of
 from msdlosses.cache._folder import Progress
 from msdlosses.cache._index import as_rows
 from msdlosses.cache._layout import Array, Layout
@@ -77,7 +78,7 @@ class Builder:
     def _record(
         self, teacher: Any, views: ModalityViews, batch: Mapping[str, Any]
     ) -> Record | None:
-        inputs = {name: entry for name, entry in batch.items() if name != self.options.index}
+        inputs = drop_entries(batch, (self.options.index,))
         size, _ = views.size_and_device(inputs)
         rows = self._rows(batch, size)
         missing = ~_contains(self.progress.rows, rows)
@@ -104,7 +105,10 @@ class Builder:
             for view, shape in shapes.items():
                 check_that(f"at least one class in `{view}`", 0 not in shape, shape)
             options = self.options
-            self.layout = Layout(self.progress.mark, shapes, options.top_k, options.dtype)
+            modalities = modalities_of(logits)
+            self.layout = Layout(
+                self.progress.mark, shapes, options.top_k, options.dtype, modalities
+            )
         advice = "Pad to one length."
         if self.progress.layout is not None:
             advice = "The earlier ones are on disk. Use another fingerprint to start again."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_choice, check_integer, check_that, check_type, expected
+from msdlosses._views import with_modalities
 from msdlosses.cache._build import INDEX, Builder, Options
 from msdlosses.cache._definition import definition
 from msdlosses.cache._evaluation import evaluation_mode
@@ -217,7 +218,9 @@ class TeacherCache:
             view: expand(decode(self._layout, view, records, device), shape)
             for view, shape in self._layout.shapes.items()
         }
-        return {view: x[0] for view, x in views.items()} if is_single(index) else views
+        if is_single(index):
+            views = {view: x[0] for view, x in views.items()}
+        return with_modalities(views, self._layout.modalities)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TeacherCache.open, (self.path,)
