@@ -29,8 +29,10 @@ DEPTH, DEPTH_OF_OBJECTS = 8, 3
 
 def definition(views: ModalityViews) -> dict[str, str]:
     """Return a digest of each masker and of each option that changes the logits."""
-    parts = {f"`{name}`": _describe(value) for name, value in _attributes(views)}
-    parts.pop("`views_per_forward`")
+    options = dict(_attributes(views))
+    options.pop("views_per_forward")
+    options |= {name: frozenset(options[name]) for name in ("ignore", "shared")}
+    parts = {f"`{name}`": _describe(value) for name, value in options.items()}
     parts |= {f"the masker of `{m}`": _describe_module(f) for m, f in views.maskers.items()}
     return {
         name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in parts.items()

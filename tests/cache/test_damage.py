@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cache_helpers import Recorder, assert_numbered, make_views, numbered_batch, return_pixels
 
 from msdlosses import TeacherCache
 from msdlosses.cache import _lock, _shards, _writing
+from msdlosses.cache._layout import Layout
 
 RECORDS, ROWS = "0000-0000.records", "0000.rows"
 
@@ -126,3 +128,14 @@ def test_file_that_is_replaced_before_it_is_locked(
     monkeypatch.setattr(_lock.fcntl, "flock", finish)
     with pytest.raises(FileExistsError, match="Another process is building"):
         build(tmp_path, [numbered_batch(0)])
+
+
+@pytest.mark.parametrize("bits", [(63, 63), (31, 31), (31, 63), (15, 47)])
+def test_changes_of_two_words_do_not_cancel(bits: tuple[int, int], tmp_path: Path) -> None:
+    """Modulo 2**64, two changes of the highest bit add up to nothing."""
+    layout = Layout("0123456789abcdef", {"full": (64,)}, None, "float32", ())
+    words = np.arange(layout.words, dtype="<u8")[None].copy()
+    before = layout.checksums(words)
+    for word, bit in zip((3, 7), bits, strict=True):
+        words[0, word] ^= np.uint64(1) << np.uint64(bit)
+    assert (layout.checksums(words) != before).all()

@@ -198,11 +198,11 @@ def test_more_shards_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_resumed_build_with_other_shapes_fails_at_the_first_batch(killed: Path) -> None:
     batches = [
-        {"index": torch.tensor([10 + i]), "pixels": torch.ones(1, 3), "tokens": torch.ones(1, 1)}
+        {"index": torch.tensor([10 + i]), "pixels": torch.ones(1, 5), "tokens": torch.ones(1, 1)}
         for i in range(5)
     ]
     teacher = Recorder()
-    with pytest.raises(ValueError, match=r"\(2,\) for `full`, as before, got \(3,\).* on disk"):
+    with pytest.raises(ValueError, match=r"\(2,\) for `full`, as before, got \(5,\).* on disk"):
         TeacherCache.build(teacher, make_views(), batches, killed, fingerprint="v1")
     assert len(teacher.pixels) == 3  # three views of one sample
     batches = [numbered_batch(2, 7)]
