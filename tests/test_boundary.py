@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import tempfile
 from typing import Any
 
 import torch
 from batches import FILL, MODALITIES, Case, Memory, containers, get, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from msdlosses import Fill, ModalityDropout, ModalityViews
+from msdlosses import Fill, ModalityDropout, ModalityViews, TeacherCache
 
 NAMES = ("full", "image", "text", "~image", "~text")
 
 # A case takes about three milliseconds, so the thorough profile tries many.
 EXAMPLES = settings.default.max_examples
 many = settings(max_examples=EXAMPLES * (120 if EXAMPLES > 100 else 4))
+cached = settings(max_examples=EXAMPLES * (20 if EXAMPLES > 100 else 1))  # writes files
 cases = st.integers(0, 2**32 - 1).map(make_case)
 
 
@@ -126,3 +129,50 @@ def test_dropout_gives_each_sample_one_of_its_views(
             may_drop = may_drop[1:]
         assert case.sample(batch, n) in [case.expected(n, hidden) for hidden in may_drop]
     assert_untouched(case)
+
+
+def digest(sample: Any) -> list[float]:
+    """Return eight numbers that are different for different samples."""
+    return [byte / 16 for byte in hashlib.sha256(spell(sample).encode()).digest()[:8]]
+
+
+def spell(value: Any) -> str:
+    """Write a value, and equal numbers of different types alike."""
+    if isinstance(value, list):
+        return str([spell(item) for item in value])
+    return repr(complex(value)) if isinstance(value, int | float | complex) else repr(value)
+
+
+@cached
+@given(
+    case=cases,
+    names=st.lists(st.sampled_from(NAMES), min_size=1, unique=True),
+    step=st.sampled_from([None, 1, 2]),
+    rows=st.lists(st.integers(0, 99), min_size=4, max_size=4, unique=True),
+)
+def test_cache_holds_what_the_teacher_predicts_on_every_view_of_a_sample(
+    case: Case, names: list[str], step: int | None, rows: list[int]
+) -> None:
+    for leaf in case.leaves:
+        if isinstance(leaf.value, Memory):
+            leaf.samples = ["memory"] * case.size
+            leaf.read = lambda entry, view, n: "memory"
+
+    class Teacher(nn.Module):
+        def forward(self, batch: Any) -> Tensor:
+            views = range(len(batch["pixels"]) // case.size)
+            samples = [case.sample(batch, n, view) for view in views for n in range(case.size)]
+            logits = torch.tensor([[*digest(sample), *[0.0] * 1001] for sample in samples])
+            destroy(case, batch)
+            return logits
+
+    rows = rows[: case.size]
+    batch = copy.copy(case.batch)
+    batch["index"] = torch.tensor(rows)
+    views = make_views(case, views=names, views_per_forward=step, unpack=False)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = TeacherCache.build(Teacher(), views, [batch], folder)
+        assert len(cache) == case.size
+        for view, logits in cache[rows].items():
+            expected = [digest(case.expected(n, hidden_in(view))) for n in range(case.size)]
+            assert logits[:, :8].tolist() == expected
