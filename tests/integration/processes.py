@@ -132,9 +132,9 @@ def train_accumulated(scheme: str, size: int) -> dict[str, Tensor]:
     return state(setting)
 
 
-def make_incomplete(left_out: str) -> dict[str, Any]:
+def make_incomplete(left_out: str, scheme: str = "none") -> dict[str, Any]:
     """A setting in which micro-batches count differently many labels."""
-    setting = make_setting(SCHEMES["none"])
+    setting = make_setting(SCHEMES[scheme])
     data = []
     for i, (sample, target) in enumerate(setting["data"]):
         if left_out == "labels":
@@ -148,7 +148,8 @@ def make_incomplete(left_out: str) -> dict[str, Any]:
     maskers = dict(setting["views"].maskers.items())
     criterion = KDLoss(2.0, ignore_index=-100)
     setting.update(data=data, views=ModalityViews(**maskers, ignore=("valid",)))
-    setting["msd"] = MSDLoss(criterion, average="batch" if left_out == "labels" else "sample")
+    average = "batch" if left_out == "labels" else "sample"
+    setting["msd"] = MSDLoss(criterion, setting["msd"].weighting, average=average)
     return setting
 
 
@@ -161,10 +162,14 @@ def train_incomplete(left_out: str) -> dict[str, Tensor]:
 
 
 def train_masked(left_out: str, rank: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the losses of two steps that weigh processes by their counts, and the parameters."""
-    setting = make_incomplete(left_out)
+    """Return the losses of two steps that weigh processes by their counts, and the parameters.
+
+    The loss has a penalty, and parameters of its own.
+    """
+    setting = make_incomplete(left_out, "uncertainty")
     batch, target = next(iter(DataLoader(setting["data"][rank::size], SAMPLES)))
-    parameters, losses = list(setting["student"].parameters()), []
+    parameters = [*setting["student"].parameters(), *setting["msd"].parameters()]
+    losses = []
     for _ in range(2):
         s, t = (setting["views"](setting[model], batch) for model in ("student", "teacher"))
         parts = setting["msd"].parts(s, t, target, valid=batch.get("valid"))
