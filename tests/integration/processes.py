@@ -153,10 +153,10 @@ def make_incomplete(left_out: str, scheme: str = "none") -> dict[str, Any]:
     return setting
 
 
-def train_incomplete(left_out: str) -> dict[str, Tensor]:
+def train_incomplete(left_out: str, samples: int = SAMPLES, size: int = 1) -> dict[str, Tensor]:
     """Return the state after the recipe for micro-batches of different counts."""
     setting = make_incomplete(left_out)
-    loader = DataLoader(setting["data"], 1)
+    loader = DataLoader(setting["data"][:samples], size)
     modules = (ACCUMULATION, (ACCUMULATION, 1))
     return state(run("distributed", "One module", *modules, **setting, loader=loader))
 

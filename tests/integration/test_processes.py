@@ -112,6 +112,20 @@ def test_micro_batches_are_weighted_by_their_counts(left_out: str, results: list
 
 
 @pytest.mark.parametrize("left_out", processes.LEFT_OUT)
+def test_last_step_of_an_epoch_may_have_fewer_or_smaller_micro_batches(left_out: str) -> None:
+    """Epochs of micro-batches of 2, 2 and 1 samples; of 3, 3 and 1; of 5 and 3."""
+    steps = [slice(0, 4), slice(4, 5)]
+    actual = without_loss(processes.train_incomplete(left_out, samples=5, size=2))
+    assert_close(actual, train_on_the_whole_batch(left_out, steps))
+    steps = [slice(0, 6), slice(6, 7)]
+    actual = without_loss(processes.train_incomplete(left_out, samples=7, size=3))
+    assert_close(actual, train_on_the_whole_batch(left_out, steps))
+    steps = [slice(0, 8)]
+    actual = without_loss(processes.train_incomplete(left_out, samples=8, size=5))
+    assert_close(actual, train_on_the_whole_batch(left_out, steps))
+
+
+@pytest.mark.parametrize("left_out", processes.LEFT_OUT)
 def test_losses_are_weighted_by_the_counts_of_the_processes(
     left_out: str, results: list[Any]
 ) -> None:

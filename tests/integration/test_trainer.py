@@ -14,6 +14,7 @@ from integration.launch import launch
 from integration.trainers import LR, Sample, Student, make_arguments, make_samples, make_setting
 from recipes import headings, run, snippets
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from msdlosses import Fill, KDLoss, LearnedFill, ModalityViews, MSDLoss, UncertaintyWeighting
@@ -143,6 +144,46 @@ def test_loss_without_the_count_of_the_trainer_is_the_mean(tmp_path: Path) -> No
     trainer = trainers.make_trainer(make_arguments(tmp_path, 4), None, setting)
     loss = trainer.compute_loss(setting["student"], trainers.stack(samples))
     assert_close(loss, mean_loss(setting, samples))
+
+
+def test_causal_language_model_predicts_the_next_token(tmp_path: Path) -> None:
+    """The recipe with the changes for causal language models, on micro-batches of three and one."""
+    block = snippets("trainer", "Distillation")[0]
+    changed = block.replace('inputs.pop("labels") ', 'inputs.pop("labels")[:, 1:] ')
+    assert changed != block
+    names: dict[str, Any] = {}
+    exec(changed, names)
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    teacher, student = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+    start = [p.detach().clone().requires_grad_() for p in student.parameters()]
+    views = ModalityViews(
+        image=Fill(attention_mask=0, keep=[0, 3, 4, 5]),
+        text=Fill(attention_mask=0, keep=[0, 1, 2]),
+        output=lambda out: out.logits[:, :-1],
+    )
+    tokens = torch.randint(20, (4, 6))
+    labels = tokens.where(torch.arange(6) >= torch.tensor([[1], [2], [3], [5]]), -100)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    data = [{**{n: x[i] for n, x in batch.items()}, "labels": labels[i]} for i in range(4)]
+    options = {"teacher": teacher, "views": views, "msd": names["msd"], "train_dataset": data}
+    names["Distiller"](student, make_arguments(tmp_path, 3, 2), **options).train()
+
+    parameters = dict(zip(dict(student.named_parameters()), start, strict=True))
+    kept = labels[:, 1:] != -100
+    total = torch.zeros(())
+    for view, inputs in views.inputs(batch).items():
+        s = functional_call(student, parameters, kwargs=inputs).logits[:, :-1][kept]
+        t = teacher(**inputs).logits[:, :-1][kept].detach()
+        total = total + 0.5 * KDLoss(2.0, reduction="sum")(s, t)
+        if view == "full":
+            total = total + 0.5 * F.cross_entropy(s, labels[:, 1:][kept], reduction="sum")
+    gradients = torch.autograd.grad(total / kept.sum(), start)
+    expected = [p - LR * gradient for p, gradient in zip(start, gradients, strict=True)]
+    assert_close([p.detach() for p in student.parameters()], [p.detach() for p in expected])
 
 
 def test_every_recipe_is_tested() -> None:
