@@ -107,9 +107,9 @@ class TeacherCache:
             top_k: store only the k largest logits, with their classes, and the sum of the others:
                 for vocabularies whose logits do not fit on a disk. **This loses** which of the
                 other classes are likely. They are read as equally likely, even classes at
-                ``-inf``. Distillation by a softmax divergence is then nearly right at a
-                temperature of 1. At 2 and above, where the others weigh more than the largest, its
-                gradient can be more wrong than right.
+                ``-inf``. Only `KDLoss` at temperature 1 is then nearly right. The gradients of
+                `ReverseKDLoss`, `JSDLoss`, and of `KDLoss` at higher temperatures can be more wrong
+                than right.
             dtype: how to store logits: ``"float16"``, ``"bfloat16"`` with a wider range, or
                 ``"float32"``. In the first two, large logits are stored relative to the maximum of
                 their position, so that their differences are kept.
