@@ -1,9 +1,9 @@
-"""Run the tutorial, write its output into the page, and draw its pictures.
+"""Write the output of code blocks into their pages, and draw the pictures.
 
     python -m docs.draw
 
-Each picture is drawn for light and for dark pages. Snippets of the tutorial draw its own pictures.
-The picture on the front page shows the method for one character and the tutorial's networks.
+Each picture is drawn for light and for dark pages. Code blocks of the tutorial draw its pictures. The
+picture on the front page shows the method for one character and the tutorial's models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -33,7 +32,9 @@ from msdlosses.functional import kl_divergence
 from msdlosses.plot import COLORS
 
 HERE = Path(__file__).parent
-PAGE, PICTURES = HERE / "tutorial.md", HERE / "pictures"
+PICTURES = HERE / "pictures"
+TUTORIAL = HERE / "tutorial.md"
+WITH_OUTPUT = (HERE.parent / "README.md", HERE / "index.md", HERE / "quickstart.md")
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<rest>\n```text\n.*?```\n)?", re.DOTALL)
 PICTURE = re.compile(r"\{image\} pictures/(.*)-light\.svg")
 INK = {"light": "#1f2328", "dark": "#e6edf3"}  # the background is transparent
@@ -46,10 +47,10 @@ Logits = Mapping[str, Tensor]
 
 
 def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the page with the current output of its snippets, and the snippets that draw."""
+    """Return the page with the current output of its code, and the code blocks that draw."""
     drawing: list[str] = []
 
-    def run_snippet(match: re.Match[str]) -> str:
+    def run_block(match: re.Match[str]) -> str:
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(match["code"], namespace)
@@ -58,7 +59,7 @@ def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
         output = f"\n```text\n{printed.getvalue()}```\n" if printed.getvalue() else ""
         return f"```python\n{match['code']}```\n{output}"
 
-    return BLOCK.sub(run_snippet, page), drawing
+    return BLOCK.sub(run_block, page), drawing
 
 
 def style(ink: str) -> dict[str, Any]:
@@ -143,17 +144,17 @@ def draw_prediction(axis: Axes, probabilities: list[float], color: str) -> None:
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    page = PAGE.read_text()
-    with TemporaryDirectory() as folder:
-        namespace: dict[str, Any] = {"path": Path(folder) / "cache"}
-        page, drawing = run(page, namespace)
-        PAGE.write_text(page)
-        for name, ink in INK.items():
-            with plt.rc_context(style(ink)):
-                save(method(namespace, ink), f"msd-{name}")
-                for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
-                    exec(code, namespace)
-                    save(namespace["ax"].figure, f"{picture}-{name}")
+    for path in WITH_OUTPUT:
+        path.write_text(run(path.read_text(), {})[0])
+    namespace: dict[str, Any] = {}
+    page, drawing = run(TUTORIAL.read_text(), namespace)
+    for name, ink in INK.items():
+        with plt.rc_context(style(ink)):
+            save(method(namespace, ink), f"msd-{name}")
+            for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
+                exec(code, namespace)
+                save(namespace["ax"].figure, f"{picture}-{name}")
+    TUTORIAL.write_text(page)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Modality-specific distillation for PyTorch: masking, losses, weightings, and a meta-learner."""
 
+from importlib.metadata import version as _version
+
 from msdlosses import functional
 from msdlosses.cache import TeacherCache
 from msdlosses.functional import modality_saliency
@@ -37,6 +39,8 @@ from msdlosses.weighting import (
     Weighting,
     WeightNet,
 )
+
+__version__ = _version("msdlosses")
 
 __all__ = [
     "DISTLoss",
