@@ -2,6 +2,7 @@
 
 import re
 from importlib.metadata import version as version_of
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -58,5 +59,11 @@ def link_papers(
     lines[:] = text.split("\n")
 
 
+def link_pages(app: Sphinx, path: Path, page: str, content: list[str]) -> None:
+    """Link to this site's changelog in files of the repository's root that pages include."""
+    content[0] = content[0].replace("(CHANGELOG.md)", "(changelog.md)")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", link_papers)
+    app.connect("include-read", link_pages)

@@ -77,7 +77,7 @@ def save(figure: Figure, name: str) -> None:
 
 def method(namespace: Mapping[str, Any], ink: str) -> Figure:
     """Draw the predictions of the teacher and of the KD student for one character, by view."""
-    teacher, student = namespace["told"], namespace["copied"]
+    teacher, student = namespace["teacher_logits"], namespace["kd_logits"]
     number, glyph, gloss = character(namespace["task"].test, teacher)
     classes = teacher["full"][number].topk(SHOWN).indices
     figure = plt.figure(figsize=(6.4, 3.6), layout="constrained")
@@ -97,8 +97,8 @@ def method(namespace: Mapping[str, Any], ink: str) -> Figure:
         row[4].text(0, 0.5, f"{plus:3} $w_\\mathrm{{{view}}} \\cdot {term:.2f}$", **LARGE)
         row[4].set_axis_off()
     figure.supxlabel(
-        "loss of a sample: the sum of what the teacher says and the student does not,\n"
-        "given everything, the image alone and the text alone, each with a weight",
+        "The loss of a sample is the weighted sum of the divergences of student and teacher\n"
+        "on the whole input, on only the image, and on only the text.",
         fontsize=11,
         color=ink,
     )
