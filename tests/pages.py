@@ -11,8 +11,12 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OUTPUT = re.compile(r"^```python\n.*?^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(
+    r"^```python\n(?:(?!^```).)*^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 CHECK = re.compile(r"^<!-- check\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
+# These pages have no setup of their own yet.
+BORROWING = ("performance.md", "learned-weights.md", "meta-learner.md")
 
 
 def code(page: str) -> str:
@@ -25,7 +29,7 @@ def code(page: str) -> str:
 
 
 def checks(page: str) -> str:
-    """Return the checks in the comments of a page. They run last, and so provide no names."""
+    """Return the checks in the comments of a page. They run last, so they cannot hide a setup."""
     return "\n".join(CHECK.findall(page))
 
 
@@ -37,9 +41,10 @@ def shown_output(page: str) -> str:
 def run(path: Path) -> str:
     """Run the code of a page in a fresh interpreter, and return what it prints."""
     page = path.read_text()
+    before = borrowed_setup() if path.name in BORROWING else ""
     with TemporaryDirectory() as folder:
         script = Path(folder, f"page_{path.stem}.py")  # `logging.py` would hide a module
-        script.write_text(f"{code(page)}\n{checks(page)}")
+        script.write_text(f"{before}{code(page)}\n{checks(page)}")
         result = subprocess.run(
             [sys.executable, script.name],
             cwd=folder,
@@ -50,3 +55,11 @@ def run(path: Path) -> str:
         )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def borrowed_setup() -> str:
+    """Return the setup of the README, and samples made of its first batch."""
+    readme = (ROOT / "README.md").read_text()
+    setup = BLOCK.findall(readme[readme.index("<details>") : readme.index("</details>")])
+    samples = "{name: entry[i] for name, entry in indexed_loader[0][0].items()}"
+    return f"{''.join(setup)}\nsamples = [{samples} for i in range(N)]\n"
