@@ -2,8 +2,8 @@
 
     python -m docs.draw
 
-Each picture is drawn for light and for dark pages. Code blocks of the tutorial draw its pictures. The
-picture on the front page shows the method for one character and the tutorial's models.
+Each picture is drawn for light and for dark pages. Code blocks of the tutorial draw its pictures.
+The picture on the front page shows the method for one character and the tutorial's models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from msdlosses.plot import COLORS
 
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
-TUTORIAL = HERE / "tutorial.md"
+TUTORIALS = (HERE / "tutorial.md", HERE / "tutorial-weights.md")
 WITH_OUTPUT = (HERE.parent / "README.md", HERE / "index.md", HERE / "quickstart.md")
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<rest>\n```text\n.*?```\n)?", re.DOTALL)
 PICTURE = re.compile(r"\{image\} pictures/(.*)-light\.svg")
@@ -146,15 +146,17 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     for path in WITH_OUTPUT:
         path.write_text(run(path.read_text(), {})[0])
-    namespace: dict[str, Any] = {}
-    page, drawing = run(TUTORIAL.read_text(), namespace)
-    for name, ink in INK.items():
-        with plt.rc_context(style(ink)):
-            save(method(namespace, ink), f"msd-{name}")
-            for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
-                exec(code, namespace)
-                save(namespace["ax"].figure, f"{picture}-{name}")
-    TUTORIAL.write_text(page)
+    for path in TUTORIALS:
+        namespace: dict[str, Any] = {}
+        page, drawing = run(path.read_text(), namespace)
+        for name, ink in INK.items():
+            with plt.rc_context(style(ink)):
+                if "kd_logits" in namespace:
+                    save(method(namespace, ink), f"msd-{name}")
+                for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
+                    exec(code, namespace)
+                    save(namespace["ax"].figure, f"{picture}-{name}")
+        path.write_text(page)
 
 
 if __name__ == "__main__":

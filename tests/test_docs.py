@@ -92,7 +92,7 @@ def test_differences_are_those_of_the_study(page: str) -> None:
     )
     study = "".join((DOCS / f"{name}.md").read_text() for name in ("study", "study-tables"))
     for difference in re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", text):
-        assert difference in re.sub(r" +", " ", study.replace("−", "-")), difference
+        assert difference in re.sub(r" +", " ", study.replace("\N{MINUS SIGN}", "-")), difference
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
