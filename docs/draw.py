@@ -97,8 +97,8 @@ def method(namespace: Mapping[str, Any], ink: str) -> Figure:
         row[4].text(0, 0.5, f"{plus:3} $w_\\mathrm{{{view}}} \\cdot {term:.2f}$", **LARGE)
         row[4].set_axis_off()
     figure.supxlabel(
-        "The loss of a sample is the weighted sum of the divergences of student and teacher\n"
-        "on the whole input, on only the image, and on only the text.",
+        "loss of a sample: the weighted sum of the divergences of student and teacher\n"
+        "on the whole input, on the image only, and on the text only",
         fontsize=11,
         color=ink,
     )
