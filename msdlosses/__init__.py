@@ -1,7 +1,5 @@
 """Modality-specific distillation for PyTorch: masking, losses, weightings, and a meta-learner."""
 
-from importlib.metadata import version as _version
-
 from msdlosses import functional
 from msdlosses.cache import TeacherCache
 from msdlosses.functional import modality_saliency
@@ -40,7 +38,7 @@ from msdlosses.weighting import (
     WeightNet,
 )
 
-__version__ = _version("msdlosses")
+__version__ = "0.1.0"
 
 __all__ = [
     "DISTLoss",
