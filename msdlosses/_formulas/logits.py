@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from msdlosses._formulas.closed_form import ClosedForm, Formula, in_closed_form
 from msdlosses._masks import outside_inference, unsqueeze_right
 
 Temperature = float | Tensor
@@ -27,7 +29,7 @@ def upcast_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_temperature(
-    divergence: Callable[[Tensor, Tensor], Tensor],
+    divergence: Formula,
     student: Tensor,
     teacher: Tensor,
     temperature: Temperature,
@@ -35,8 +37,33 @@ def at_temperature(
     rescale: bool,
     dim: int,
     standardize: bool = False,
+    closed_form: ClosedForm | None = None,
 ) -> Tensor:
-    """Evaluate a divergence of logits divided by tau, and multiply it by tau squared."""
+    """Evaluate a divergence of logits divided by tau, and multiply it by tau squared.
+
+    The closed form of the divergence is used where the temperature is a number and the logits are
+    not standardized.
+    """
+    options: dict[str, Any] = {"temperature": temperature, "rescale": rescale}
+    formula = partial(
+        _at_temperature, divergence, **options, dim=dim, standardize=standardize
+    )
+    if closed_form is None or standardize or isinstance(temperature, Tensor):
+        return formula(student, teacher)
+    closed_form = partial(_closed_at_temperature, closed_form, **options)
+    factor = temperature if rescale else 1 / temperature
+    return in_closed_form(formula, closed_form, student, teacher, dim=dim, factor=factor)
+
+
+def _at_temperature(
+    divergence: Formula,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: Temperature,
+    rescale: bool,
+    dim: int,
+    standardize: bool,
+) -> Tensor:
     # Cast first: under autocast, log_softmax of bf16 logits would stay in bf16.
     student, teacher = upcast_pair(student, teacher)
     if standardize:
@@ -50,6 +77,16 @@ def at_temperature(
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = unsqueeze_right(temperature, values.ndim).to(values.dtype)
     return values * temperature**2
+
+
+def _closed_at_temperature(
+    closed_form: ClosedForm, student: Tensor, teacher: Tensor, temperature: float, rescale: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the values, and the derivative by logits that are already divided by tau."""
+    if temperature == 1:
+        return closed_form(upcast(student), upcast(teacher))
+    values, derivative = closed_form(upcast(student) / temperature, upcast(teacher) / temperature)
+    return values.mul_(temperature**2) if rescale else values, derivative
 
 
 def _standardize(logits: Tensor, dim: int) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -28,11 +29,24 @@ class TemperedLoss(DistillationLoss):
     """Base class of losses between predictions at a temperature.
 
     A subclass implements `divergence`. It gets logits in float32 or wider that are divided by the
-    temperature, the teacher's without gradient, and returns one value per sample.
+    temperature, the teacher's without gradient, and returns one value per sample. If the gradient
+    is known, `closed_form` returns it as well.
     """
 
     standardize = False
     """First shift and scale the logits to mean 0 and standard deviation 1."""
+
+    closed_form: Callable[[Self, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """A method like `divergence` that also returns the derivative by the student's logits.
+
+    It is called without a graph and must change neither argument. Each class that overrides
+    `divergence` has a `closed_form` of its own, or None.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "divergence" in vars(cls) and "closed_form" not in vars(cls):
+            cls.closed_form = None
 
     def __init__(
         self,
@@ -101,6 +115,7 @@ class TemperedLoss(DistillationLoss):
             rescale=self.rescale,
             dim=self.dim,
             standardize=self.standardize,
+            closed_form=self.closed_form,
         )
 
     def _require_fit(self, student: Tensor) -> None:
