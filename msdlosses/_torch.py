@@ -16,6 +16,10 @@ from torch.optim import Optimizer
 make_dual: Any = forward_ad.make_dual
 unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
+# Each is one kernel for several tensors on a GPU. PyTorch's optimizers use them as well.
+foreach_div: Any = torch._foreach_div
+foreach_exp: Any = torch._foreach_exp
+foreach_sub_: Any = torch._foreach_sub_
 
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""

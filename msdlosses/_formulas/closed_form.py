@@ -1,12 +1,9 @@
-"""Losses whose gradient is known in closed form.
-
-Autograd would keep several tensors as large as the logits. A closed form computes the values and
-their derivative in one pass, and only the derivative is kept.
-"""
+"""Losses whose gradient is known in closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,66 +13,97 @@ from msdlosses._torch import apply_function, is_transformed
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 """Student and teacher -> one value per sample, by operators that autograd differentiates."""
-ClosedForm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Student and teacher -> the same values, and their derivative by the student's logits.
+Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Student and teacher -> one value per sample, and their derivative by the student's logits.
 
-It changes neither argument. Autograd does not see it.
+It changes neither argument, and autograd does not see it.
 """
 
 
-def in_closed_form(
-    formula: Formula,
-    closed_form: ClosedForm,
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    dim: int,
-    factor: float = 1.0,
-) -> Tensor:
-    """Evaluate a formula whose derivative is `factor` times that of its closed form.
+@dataclass(frozen=True)
+class ClosedForm:
+    """A loss whose values and gradient are computed in one pass.
 
-    The formula itself is evaluated where no derivative is needed, in compiled code, which fuses its
-    operators, and in forward mode or under `torch.func`, which differentiate each operator.
+    Autograd would keep several tensors as large as the logits; this keeps only the derivative.
     """
-    constant = not (student.requires_grad and torch.is_grad_enabled())
-    if constant or torch.compiler.is_compiling() or is_transformed(student):
-        return formula(student, teacher)
-    inputs = (student, teacher.detach(), formula, closed_form, dim, factor)
-    return cast(Tensor, apply_function(_ClosedForm, *inputs))
+
+    formula: Formula
+    """Computes the loss where no gradient is needed or operators are differentiated one by one."""
+    derivative: Derivative
+    dim: int
+    """The class axis."""
+    value_scale: float = 1.0
+    """The loss is this times the values of `derivative`, ..."""
+    gradient_scale: float = 1.0
+    """... and its gradient is this times the derivative."""
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if not _needs_gradient(student):
+            return self.formula(student, teacher)
+        return cast(Tensor, apply_function(_Differentiate, self, student, teacher.detach()))
+
+    def of_views(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+        """Return the losses of several views of one shape, stacked along a last axis."""
+        if len(students) == 1 or not all(_needs_gradient(student) for student in students):
+            return torch.stack([self(*pair) for pair in zip(students, teachers, strict=True)], -1)
+        teachers = [teacher.detach() for teacher in teachers]
+        return cast(Tensor, apply_function(_Differentiate, self, *students, *teachers))
 
 
-class _ClosedForm(torch.autograd.Function):
-    """The first derivative in closed form, and higher ones by the formula."""
+def _needs_gradient(student: Tensor) -> bool:
+    """Return whether a backward pass may follow, and nothing else.
+
+    In compiled code all operators are fused. Forward mode and `torch.func` differentiate each.
+    """
+    if not student.requires_grad or not torch.is_grad_enabled():
+        return False
+    return not torch.compiler.is_compiling() and not is_transformed(student)
+
+
+class _Differentiate(torch.autograd.Function):
+    """Takes its first derivative from the closed form, and higher ones from the formula."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        formula: Formula,
-        closed_form: ClosedForm,
-        dim: int,
-        factor: float,
-    ) -> Tensor:
-        values, derivative = closed_form(student, teacher)
-        ctx.save_for_backward(student, teacher, derivative)
-        ctx.formula, ctx.dim, ctx.factor = formula, dim, factor
-        return values
+    def forward(ctx: Any, form: ClosedForm, *logits: Tensor) -> Tensor:
+        pairs = _pairs(logits)
+        results = [form.derivative(student, teacher) for student, teacher in pairs]
+        columns = [values for values, _ in results]
+        values = columns[0] if len(columns) == 1 else torch.stack(columns, -1)
+        ctx.form = form
+        ctx.save_for_backward(*logits, *(derivative for _, derivative in results))
+        values = values.clamp_(min=0)  # negative values can only come from rounding
+        return values if form.value_scale == 1 else values.mul_(form.value_scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, derivative = ctx.saved_tensors
-        if torch.is_grad_enabled():  # by `create_graph`: this result is differentiated again
-            of_student = _by_formula(ctx.formula, student, teacher, gradient)
+        views = len(ctx.saved_tensors) // 3
+        logits, derivatives = ctx.saved_tensors[: 2 * views], ctx.saved_tensors[2 * views :]
+        if torch.is_grad_enabled():  # `create_graph`: the result is differentiated again
+            of_students = _by_formula(ctx.form, _pairs(logits), _columns(gradient, views))
         else:
-            scaled = gradient if ctx.factor == 1 else gradient * ctx.factor
-            of_student = (derivative * scaled.unsqueeze(ctx.dim)).to(student.dtype)
-        return of_student, None, None, None, None, None
+            scale = ctx.form.gradient_scale
+            columns = _columns(gradient if scale == 1 else gradient * scale, views)
+            of_students = [
+                (derivative * column.unsqueeze(ctx.form.dim)).to(student.dtype)
+                for student, derivative, column in zip(logits, derivatives, columns, strict=False)
+            ]
+        return None, *of_students, *(None for _ in range(views))
 
 
-def _by_formula(formula: Formula, student: Tensor, teacher: Tensor, gradient: Tensor) -> Tensor:
-    # A view, so that the derivative stops here and does not go on to the student's parameters.
-    student = student.view_as(student)
-    values = formula(student, teacher)
-    (of_student,) = torch.autograd.grad(values, student, gradient, create_graph=True)
-    return of_student
+def _by_formula(
+    form: ClosedForm, pairs: Sequence[tuple[Tensor, Tensor]], gradients: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    # Views, so that the gradient stops here and does not go on to the student's parameters.
+    students = [student.view_as(student) for student, _ in pairs]
+    values = [form.formula(s, teacher) for s, (_, teacher) in zip(students, pairs, strict=True)]
+    return torch.autograd.grad(values, students, gradients, create_graph=True)
+
+
+def _pairs(logits: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pair the students' logits, in the first half, with the teachers'."""
+    half = len(logits) // 2
+    return list(zip(logits[:half], logits[half:], strict=True))
+
+
+def _columns(gradient: Tensor, views: int) -> Sequence[Tensor]:
+    return (gradient,) if views == 1 else gradient.unbind(-1)

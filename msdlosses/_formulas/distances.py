@@ -7,22 +7,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from msdlosses._formulas.closed_form import in_closed_form
+from msdlosses._formulas.closed_form import ClosedForm
 from msdlosses._formulas.logits import upcast_pair
 
 
 def logit_mse(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
     """||s - t||^2, where a class that is -inf in both does not exist."""
-    formula = partial(_logit_mse, dim=dim)
-    closed_form = partial(_closed_logit_mse, dim=dim)
-    return in_closed_form(formula, closed_form, student, teacher, dim=dim, factor=2.0)
+    formula, derivative = partial(_logit_mse, dim=dim), partial(_half_derivative, dim=dim)
+    return ClosedForm(formula, derivative, dim, gradient_scale=2.0)(student, teacher)
 
 
 def _logit_mse(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
     return _difference(student, teacher).square().sum(dim)
 
 
-def _closed_logit_mse(student: Tensor, teacher: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+def _half_derivative(student: Tensor, teacher: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
     difference = _difference(student, teacher)
     return difference.square().sum(dim), difference
 

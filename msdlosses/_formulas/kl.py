@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from msdlosses._torch import foreach_exp, foreach_sub_
+
 FINITE_MIN = -1e30
 """Stands for -inf where differences are taken: -inf minus -inf would be NaN."""
 
@@ -26,7 +28,7 @@ def kl(
     return clamp_rounding(elements(log_m, log_p).sum(dim))
 
 
-def kl_closed_form(
+def kl_derivative(
     student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return `kl`, and q - p; with a skew, q sum(u) - u, where u = (1 - skew) q (p - m) / m."""
@@ -34,13 +36,13 @@ def kl_closed_form(
     if skew:
         log_m = log_mixture(log_p, log_q, skew)
         ratio = log_p.clamp(min=FINITE_MIN).sub_(log_m).expm1_()
-        values = constant_kl_elements(log_m, log_p).sum(dim).clamp_(min=0)
+        values = constant_kl_elements(log_m, log_p).sum(dim)
         q = log_q.exp_()
         return values, through_softmax(ratio.mul_(q).mul_(skew - 1), q, dim)
-    p = log_p.exp()
-    products = zero_nan_(log_p.sub_(log_q).mul_(p))
-    difference = log_q.exp_().sub_(p)
-    return products.add_(difference).sum(dim).clamp_(min=0), difference
+    q, p = foreach_exp((log_q, log_p))
+    foreach_sub_((log_p, q), (log_q, p))
+    ratio, difference = log_p, q
+    return zero_nan_(ratio.mul_(p)).add_(difference).sum(dim), difference
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0) -> Tensor:
@@ -50,7 +52,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0)
     return clamp_rounding(kl_elements(log_m, log_q).sum(dim))
 
 
-def reverse_kl_closed_form(
+def reverse_kl_derivative(
     student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return `reverse_kl`, and u - q sum(u), where u = q (log q - log m - skew (q - m) / m)."""
@@ -58,7 +60,7 @@ def reverse_kl_closed_form(
     log_m = log_mixture(log_q, log_p, skew) if skew else log_p
     ratio, q = log_q.sub(log_m), log_q.exp_()
     products = zero_nan_(ratio * q)
-    values = log_m.exp_().sub_(q).add_(products).sum(dim).clamp_(min=0)
+    values = log_m.exp_().sub_(q).add_(products).sum(dim)
     if skew:
         products = zero_nan_(ratio.sub_(ratio.expm1().mul_(skew)).mul_(q))
     return values, through_softmax(products, q, dim)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msdlosses._formulas.closed_form import ClosedForm, Formula, in_closed_form
+from msdlosses._formulas.closed_form import ClosedForm, Derivative, Formula
 from msdlosses._masks import outside_inference, unsqueeze_right
+from msdlosses._torch import foreach_div
 
 Temperature = float | Tensor
 """A number, or a tensor of one value or of one value per sample."""
@@ -30,29 +31,29 @@ def upcast_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def at_temperature(
     divergence: Formula,
-    student: Tensor,
-    teacher: Tensor,
     temperature: Temperature,
     *,
     rescale: bool,
     dim: int,
     standardize: bool = False,
-    closed_form: ClosedForm | None = None,
-) -> Tensor:
-    """Evaluate a divergence of logits divided by tau, and multiply it by tau squared.
+    derivative: Derivative | None = None,
+) -> Formula:
+    """Return the divergence of logits divided by tau, times tau squared.
 
-    The closed form of the divergence is used where the temperature is a number and the logits are
-    not standardized.
+    Its derivative, if given, is used where the temperature is a number and the logits are not
+    standardized.
     """
-    options: dict[str, Any] = {"temperature": temperature, "rescale": rescale}
-    formula = partial(
-        _at_temperature, divergence, **options, dim=dim, standardize=standardize
+    options: dict[str, Any] = {"rescale": rescale, "dim": dim, "standardize": standardize}
+    formula = partial(_at_temperature, divergence, temperature=temperature, **options)
+    if derivative is None or standardize or isinstance(temperature, Tensor):
+        return formula
+    return ClosedForm(
+        formula,
+        partial(_derivative_at_temperature, derivative, temperature=temperature),
+        dim,
+        value_scale=temperature**2 if rescale else 1.0,
+        gradient_scale=temperature if rescale else 1 / temperature,
     )
-    if closed_form is None or standardize or isinstance(temperature, Tensor):
-        return formula(student, teacher)
-    closed_form = partial(_closed_at_temperature, closed_form, **options)
-    factor = temperature if rescale else 1 / temperature
-    return in_closed_form(formula, closed_form, student, teacher, dim=dim, factor=factor)
 
 
 def _at_temperature(
@@ -79,14 +80,12 @@ def _at_temperature(
     return values * temperature**2
 
 
-def _closed_at_temperature(
-    closed_form: ClosedForm, student: Tensor, teacher: Tensor, temperature: float, rescale: bool
+def _derivative_at_temperature(
+    derivative: Derivative, student: Tensor, teacher: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Return the values, and the derivative by logits that are already divided by tau."""
-    if temperature == 1:
-        return closed_form(upcast(student), upcast(teacher))
-    values, derivative = closed_form(upcast(student) / temperature, upcast(teacher) / temperature)
-    return values.mul_(temperature**2) if rescale else values, derivative
+    logits = upcast(student), upcast(teacher)
+    return derivative(*(logits if temperature == 1 else foreach_div(logits, temperature)))
 
 
 def _standardize(logits: Tensor, dim: int) -> Tensor:

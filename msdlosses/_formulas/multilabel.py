@@ -15,7 +15,7 @@ def multilabel_kl(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
     return clamp_rounding((present + absent).sum(dim))
 
 
-def multilabel_kl_closed_form(
+def multilabel_kl_derivative(
     student: Tensor, teacher: Tensor, *, dim: int
 ) -> tuple[Tensor, Tensor]:
     """Return `multilabel_kl`, and sigmoid(s) - sigmoid(t)."""

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.js import js, js_closed_form
+from msdlosses._formulas.js import js, js_derivative
 from msdlosses._formulas.logits import Temperature, at_temperature
 from msdlosses.functional._checks import check_tempered
 
@@ -65,10 +65,8 @@ def js_divergence(
     check_number("beta", beta, "[0, 1]")
     return at_temperature(
         partial(js, dim=dim, beta=beta, normalize=normalize),
-        student,
-        teacher,
         temperature,
         rescale=rescale,
         dim=dim,
-        closed_form=partial(js_closed_form, dim=dim, beta=beta, normalize=normalize),
-    )
+        derivative=partial(js_derivative, dim=dim, beta=beta, normalize=normalize),
+    )(student, teacher)

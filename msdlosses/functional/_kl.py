@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.kl import kl, kl_closed_form, reverse_kl, reverse_kl_closed_form
+from msdlosses._formulas.kl import kl, kl_derivative, reverse_kl, reverse_kl_derivative
 from msdlosses._formulas.logits import Temperature, at_temperature
 from msdlosses.functional._checks import check_tempered
 
@@ -67,14 +67,12 @@ def kl_divergence(
     constant = not isinstance(temperature, Tensor)
     return at_temperature(
         partial(kl, dim=dim, skew=skew, constant_teacher=constant),
-        student,
-        teacher,
         temperature,
         rescale=rescale,
         dim=dim,
         standardize=standardize,
-        closed_form=partial(kl_closed_form, dim=dim, skew=skew),
-    )
+        derivative=partial(kl_derivative, dim=dim, skew=skew),
+    )(student, teacher)
 
 
 def reverse_kl_divergence(
@@ -121,10 +119,8 @@ def reverse_kl_divergence(
     check_number("skew", skew, "[0, 1)")
     return at_temperature(
         partial(reverse_kl, dim=dim, skew=skew),
-        student,
-        teacher,
         temperature,
         rescale=rescale,
         dim=dim,
-        closed_form=partial(reverse_kl_closed_form, dim=dim, skew=skew),
-    )
+        derivative=partial(reverse_kl_derivative, dim=dim, skew=skew),
+    )(student, teacher)

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._formulas.logits import Temperature, at_temperature
-from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_closed_form
+from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_derivative
 from msdlosses.functional._checks import check_tempered
 
 
@@ -48,10 +48,8 @@ def multilabel_kl_divergence(
     check_tempered(student, teacher, temperature, dim)
     return at_temperature(
         partial(multilabel_kl, dim=dim),
-        student,
-        teacher,
         temperature,
         rescale=rescale,
         dim=dim,
-        closed_form=partial(multilabel_kl_closed_form, dim=dim),
-    )
+        derivative=partial(multilabel_kl_derivative, dim=dim),
+    )(student, teacher)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.kl import kl, kl_closed_form, reverse_kl, reverse_kl_closed_form
+from msdlosses._formulas.kl import kl, kl_derivative, reverse_kl, reverse_kl_derivative
 from msdlosses._formulas.logits import Temperature
 from msdlosses.losses._tempered import TemperedLoss
 
@@ -87,8 +87,8 @@ class KDLoss(TemperedLoss):
         constant = not isinstance(self.temperature, Tensor)
         return kl(student, teacher, dim=self.dim, skew=self.skew, constant_teacher=constant)
 
-    def closed_form(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        return kl_closed_form(student, teacher, dim=self.dim, skew=self.skew)
+    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
 
     def extra_repr(self) -> str:
         standardize = ", standardize=True" if self.standardize else ""
@@ -155,8 +155,8 @@ class ReverseKDLoss(TemperedLoss):
     ) -> Tensor:
         return reverse_kl(student, teacher, dim=self.dim, skew=self.skew)
 
-    def closed_form(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        return reverse_kl_closed_form(student, teacher, dim=self.dim, skew=self.skew)
+    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return reverse_kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", skew={self.skew}" if self.skew else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from msdlosses._formulas.logits import Temperature
-from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_closed_form
+from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_derivative
 from msdlosses.losses._tempered import TemperedLoss
 
 
@@ -63,5 +63,5 @@ class MultiLabelKDLoss(TemperedLoss):
     ) -> Tensor:
         return multilabel_kl(student, teacher, dim=self.dim)
 
-    def closed_form(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        return multilabel_kl_closed_form(student, teacher, dim=self.dim)
+    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return multilabel_kl_derivative(student, teacher, dim=self.dim)
