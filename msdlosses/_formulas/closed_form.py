@@ -38,26 +38,26 @@ class ClosedForm:
     """... and its gradient is this times the derivative."""
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if not _needs_gradient(student):
+        if not _need_gradient(student):
             return self.formula(student, teacher)
         return cast(Tensor, apply_function(_Differentiate, self, student, teacher.detach()))
 
     def of_views(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """Return the losses of several views of one shape, stacked along a last axis."""
-        if len(students) == 1 or not all(_needs_gradient(student) for student in students):
+        if len(students) == 1 or not _need_gradient(*students):
             return torch.stack([self(*pair) for pair in zip(students, teachers, strict=True)], -1)
         teachers = [teacher.detach() for teacher in teachers]
         return cast(Tensor, apply_function(_Differentiate, self, *students, *teachers))
 
 
-def _needs_gradient(student: Tensor) -> bool:
+def _need_gradient(*students: Tensor) -> bool:
     """Return whether a backward pass may follow, and nothing else.
 
     In compiled code all operators are fused. Forward mode and `torch.func` differentiate each.
     """
-    if not student.requires_grad or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return not torch.compiler.is_compiling() and not is_transformed(student)
+    return all(student.requires_grad for student in students) and not is_transformed(*students)
 
 
 class _Differentiate(torch.autograd.Function):
@@ -76,18 +76,18 @@ class _Differentiate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        views = len(ctx.saved_tensors) // 3
-        logits, derivatives = ctx.saved_tensors[: 2 * views], ctx.saved_tensors[2 * views :]
+        saved, form = ctx.saved_tensors, ctx.form
+        views = len(saved) // 3
         if torch.is_grad_enabled():  # `create_graph`: the result is differentiated again
-            of_students = _by_formula(ctx.form, _pairs(logits), _columns(gradient, views))
+            of_students = _by_formula(form, _pairs(saved[: 2 * views]), _columns(gradient, views))
         else:
-            scale = ctx.form.gradient_scale
-            columns = _columns(gradient if scale == 1 else gradient * scale, views)
+            scaled = gradient if form.gradient_scale == 1 else gradient * form.gradient_scale
+            columns = zip(saved, saved[2 * views :], _columns(scaled, views), strict=False)
             of_students = [
-                (derivative * column.unsqueeze(ctx.form.dim)).to(student.dtype)
-                for student, derivative, column in zip(logits, derivatives, columns, strict=False)
+                (derivative * column.unsqueeze(form.dim)).to(student.dtype)
+                for student, derivative, column in columns
             ]
-        return None, *of_students, *(None for _ in range(views))
+        return None, *of_students, *[None] * views
 
 
 def _by_formula(

@@ -22,7 +22,7 @@ def kl(
     `constant_teacher` promises that nothing is differentiated through p, as a learned temperature
     would be. This saves memory.
     """
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     log_m = log_mixture(log_p, log_q, skew) if skew else log_q
     elements = constant_kl_elements if constant_teacher else kl_elements
     return clamp_rounding(elements(log_m, log_p).sum(dim))
@@ -32,7 +32,7 @@ def kl_derivative(
     student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return `kl`, and q - p; with a skew, q sum(u) - u, where u = (1 - skew) q (p - m) / m."""
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     if skew:
         log_m = log_mixture(log_p, log_q, skew)
         ratio = log_p.clamp(min=FINITE_MIN).sub_(log_m).expm1_()
@@ -47,7 +47,7 @@ def kl_derivative(
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0) -> Tensor:
     """KL(q || m) with m = skew q + (1 - skew) p."""
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     log_m = log_mixture(log_q, log_p, skew) if skew else log_p
     return clamp_rounding(kl_elements(log_m, log_q).sum(dim))
 
@@ -56,7 +56,7 @@ def reverse_kl_derivative(
     student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return `reverse_kl`, and u - q sum(u), where u = q (log q - log m - skew (q - m) / m)."""
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     log_m = log_mixture(log_q, log_p, skew) if skew else log_p
     ratio, q = log_q.sub(log_m), log_q.exp_()
     products = zero_nan_(ratio * q)

@@ -233,13 +233,13 @@ class MSDLoss(nn.Module):
 
         A node of the graph for each view would take longer than the arithmetic of small batches.
         """
-        criterion, (shape, *shapes) = self.criterion, [x.shape for x in student.values()]
-        if not isinstance(criterion, TemperedLoss) or len(shape) != 2:
+        criterion, students = self.criterion, list(student.values())
+        if not isinstance(criterion, TemperedLoss) or students[0].ndim != 2:
             return None
-        if any(other != shape for other in shapes) or any(m is not None for m in masks.values()):
+        shape = students[0].shape
+        if any([x.shape != shape for x in students] + [x is not None for x in masks.values()]):
             return None
-        teachers = [outside_inference(teacher[view]) for view in student]
-        return criterion._of_views(list(student.values()), teachers)
+        return criterion._of_views(students, [outside_inference(teacher[view]) for view in student])
 
     def _weights(
         self,
@@ -255,7 +255,8 @@ class MSDLoss(nn.Module):
 
         def class_axis_last(view: str, logits: Tensor) -> Tensor:
             constant: Tensor = outside_inference(logits).detach()
-            return constant.movedim(self._class_axis(view), -1)
+            axis = self._class_axis(view)
+            return constant if axis == -1 else constant.movedim(axis, -1)
 
         if isinstance(target, Tensor) and target.ndim == teacher[names[0]].ndim:  # class scores
             target = target.movedim(self._class_axis(names[0]), -1)
