@@ -19,6 +19,12 @@ Derivative = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 It changes neither argument, and autograd does not see it.
 """
 
+SMALL = 4096
+"""Views of up to this many logits are stacked: calling operators takes longer than running them.
+
+Stacks of larger ones would be slower, because they do not fit into the processor's cache.
+"""
+
 
 @dataclass(frozen=True)
 class ClosedForm:
@@ -65,12 +71,9 @@ class _Differentiate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, form: ClosedForm, *logits: Tensor) -> Tensor:
-        pairs = _pairs(logits)
-        results = [form.derivative(student, teacher) for student, teacher in pairs]
-        columns = [values for values, _ in results]
-        values = columns[0] if len(columns) == 1 else torch.stack(columns, -1)
+        values, derivatives = _stacked(form, logits) or _one_by_one(form, logits)
         ctx.form = form
-        ctx.save_for_backward(*logits, *(derivative for _, derivative in results))
+        ctx.save_for_backward(*logits, *derivatives)
         values = values.clamp_(min=0)  # negative values can only come from rounding
         return values if form.value_scale == 1 else values.mul_(form.value_scale)
 
@@ -88,6 +91,24 @@ class _Differentiate(torch.autograd.Function):
                 for student, derivative, column in columns
             ]
         return None, *of_students, *[None] * views
+
+
+def _one_by_one(form: ClosedForm, logits: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Return the values of all views, and the derivative of each."""
+    results = [form.derivative(student, teacher) for student, teacher in _pairs(logits)]
+    columns, derivatives = zip(*results, strict=True)
+    return columns[0] if len(columns) == 1 else torch.stack(columns, -1), derivatives
+
+
+def _stacked(
+    form: ClosedForm, logits: tuple[Tensor, ...]
+) -> tuple[Tensor, Sequence[Tensor]] | None:
+    """Return the same of small views, by one operator for all of them; None if they are large."""
+    half = len(logits) // 2
+    if half == 1 or form.dim >= 0 or logits[0].numel() > SMALL:
+        return None
+    values, derivative = form.derivative(torch.stack(logits[:half]), torch.stack(logits[half:]))
+    return values.movedim(0, -1), derivative.unbind()
 
 
 def _by_formula(
