@@ -67,7 +67,7 @@ def _need_gradient(*students: Tensor) -> bool:
 
 
 class _Differentiate(torch.autograd.Function):
-    """Takes its first derivative from the closed form, and higher ones from the formula."""
+    """Takes the gradient of the loss from the closed form."""
 
     @staticmethod
     def forward(ctx: Any, form: ClosedForm, *logits: Tensor) -> Tensor:
@@ -79,18 +79,67 @@ class _Differentiate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved, form = ctx.saved_tensors, ctx.form
+        form, saved = ctx.form, ctx.saved_tensors
         views = len(saved) // 3
-        if torch.is_grad_enabled():  # `create_graph`: the result is differentiated again
-            of_students = _by_formula(form, _pairs(saved[: 2 * views]), _columns(gradient, views))
-        else:
-            scaled = gradient if form.gradient_scale == 1 else gradient * form.gradient_scale
-            columns = zip(saved, saved[2 * views :], _columns(scaled, views), strict=False)
-            of_students = [
-                (derivative * column.unsqueeze(form.dim)).to(student.dtype)
-                for student, derivative, column in columns
-            ]
+        logits, derivatives = saved[: 2 * views], saved[2 * views :]
+        if not torch.is_grad_enabled():
+            of_students = _multiply(form, gradient, logits, derivatives)
+        elif is_transformed(gradient):
+            of_students = _by_formula(form, gradient, logits)
+        else:  # `create_graph`: the result may be differentiated again
+            of_students = apply_function(_DifferentiateAgain, form, derivatives, gradient, *logits)
         return None, *of_students, *[None] * views
+
+
+class _DifferentiateAgain(torch.autograd.Function):
+    """Returns the same gradient, bit by bit, and takes higher derivatives from the formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        form: ClosedForm,
+        derivatives: tuple[Tensor, ...],
+        gradient: Tensor,
+        *logits: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.form = form
+        ctx.save_for_backward(gradient, *logits)
+        return _multiply(form, gradient, logits, derivatives)
+
+    @staticmethod
+    def backward(ctx: Any, *of_results: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Views, so that derivatives stop here and do not go on to the student's parameters.
+            gradient, *logits = (x.view_as(x) for x in ctx.saved_tensors)
+            inputs = [gradient, *logits[: len(of_results)]]
+            wanted = [x for x in inputs if x.requires_grad]
+            results = _by_formula(ctx.form, gradient, tuple(logits))
+        found = iter(torch.autograd.grad(results, wanted, of_results, create_graph=create_graph))
+        of_inputs = [next(found) if x.requires_grad else None for x in inputs]
+        return None, None, *of_inputs, *[None] * len(of_results)
+
+
+def _multiply(
+    form: ClosedForm,
+    gradient: Tensor,
+    logits: tuple[Tensor, ...],
+    derivatives: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Return the gradient of each student's logits."""
+    scaled = gradient if form.gradient_scale == 1 else gradient * form.gradient_scale
+    columns = zip(logits, derivatives, _columns(scaled, len(derivatives)), strict=False)
+    return tuple([(d * g.unsqueeze(form.dim)).to(student.dtype) for student, d, g in columns])
+
+
+def _by_formula(
+    form: ClosedForm, gradient: Tensor, logits: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the same gradient, with a graph."""
+    pairs = [(student.view_as(student), teacher) for student, teacher in _pairs(logits)]
+    values = [form.formula(*pair) for pair in pairs]
+    columns = _columns(gradient, len(pairs))
+    return torch.autograd.grad(values, [s for s, _ in pairs], columns, create_graph=True)
 
 
 def _one_by_one(form: ClosedForm, logits: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -109,15 +158,6 @@ def _stacked(
         return None
     values, derivative = form.derivative(torch.stack(logits[:half]), torch.stack(logits[half:]))
     return values.movedim(0, -1), derivative.unbind()
-
-
-def _by_formula(
-    form: ClosedForm, pairs: Sequence[tuple[Tensor, Tensor]], gradients: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    # Views, so that the gradient stops here and does not go on to the student's parameters.
-    students = [student.view_as(student) for student, _ in pairs]
-    values = [form.formula(s, teacher) for s, (_, teacher) in zip(students, pairs, strict=True)]
-    return torch.autograd.grad(values, students, gradients, create_graph=True)
 
 
 def _pairs(logits: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
