@@ -72,7 +72,7 @@ class JSDLoss(TemperedLoss):
     ) -> Tensor:
         return js(student, teacher, dim=self.dim, beta=self.beta, normalize=self.normalize)
 
-    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         beta, normalize = self.beta, self.normalize
         return js_derivative(student, teacher, dim=self.dim, beta=beta, normalize=normalize)
 

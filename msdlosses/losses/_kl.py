@@ -87,7 +87,7 @@ class KDLoss(TemperedLoss):
         constant = not isinstance(self.temperature, Tensor)
         return kl(student, teacher, dim=self.dim, skew=self.skew, constant_teacher=constant)
 
-    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
 
     def extra_repr(self) -> str:
@@ -155,7 +155,7 @@ class ReverseKDLoss(TemperedLoss):
     ) -> Tensor:
         return reverse_kl(student, teacher, dim=self.dim, skew=self.skew)
 
-    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return reverse_kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
 
     def extra_repr(self) -> str:

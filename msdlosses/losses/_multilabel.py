@@ -63,5 +63,5 @@ class MultiLabelKDLoss(TemperedLoss):
     ) -> Tensor:
         return multilabel_kl(student, teacher, dim=self.dim)
 
-    def derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return multilabel_kl_derivative(student, teacher, dim=self.dim)

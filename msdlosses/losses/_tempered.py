@@ -31,13 +31,13 @@ class TemperedLoss(DistillationLoss):
 
     A subclass implements `divergence`. It gets logits in float32 or wider that are divided by the
     temperature, the teacher's without gradient, and returns one value per sample. If the gradient
-    is known, `derivative` returns it as well.
+    is known, `_derivative` returns it as well.
     """
 
     standardize = False
     """First shift and scale the logits to mean 0 and standard deviation 1."""
 
-    derivative: Any = None
+    _derivative: Any = None
     """None, or a method `(student, teacher) -> (values, derivative by the student's logits)`.
 
     Its values are those of `divergence`. It runs without a graph and must not change its arguments.
@@ -45,10 +45,10 @@ class TemperedLoss(DistillationLoss):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        names = {"divergence", "derivative"}
+        names = {"divergence", "_derivative"}
         owner = next(base for base in cls.__mro__ if names & vars(base).keys())
-        if "derivative" not in vars(owner):  # the inherited one is that of another divergence
-            cls.derivative = None
+        if "_derivative" not in vars(owner):  # the inherited one is that of another divergence
+            cls._derivative = None
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class TemperedLoss(DistillationLoss):
             rescale=self.rescale,
             dim=self.dim,
             standardize=self.standardize,
-            derivative=self.derivative,
+            derivative=self._derivative,
         )
 
     def _of_views(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor | None:
