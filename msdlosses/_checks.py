@@ -152,18 +152,19 @@ def check_pair(
             raise TypeError(expected(what, describe(value)))
     if type(dim) is not int:
         raise TypeError(expected("`dim` to be an integer", describe(dim)))
-    if 0 < student.ndim == teacher.ndim and not -student.ndim <= dim < student.ndim:
-        raise IndexError(expected(f"`dim` to be an axis of {tuple(student.shape)}", dim))
-    batched = student.ndim >= (2 if view else 1)
-    if not batched or not _same_shape(student, teacher, None if same_width else dim):
+    shape, ndim = student.shape, student.ndim
+    if 0 < ndim == teacher.ndim and not -ndim <= dim < ndim:
+        raise IndexError(expected(f"`dim` to be an axis of {tuple(shape)}", dim))
+    same = _same_shape(student, teacher, None if same_width else dim)
+    if not same or ndim < (2 if view else 1):
         form = "(N, ..., C)" if view else "(..., C)"
         what = f"{_pair(view)} of one shape {form if same_width else 'up to the width'}"
-        raise ValueError(expected(what, f"{tuple(student.shape)} and {tuple(teacher.shape)}"))
+        raise ValueError(expected(what, f"{tuple(shape)} and {tuple(teacher.shape)}"))
     if student.device != teacher.device:
         what = f"{_pair(view)} on one device"
         raise ValueError(expected(what, f"{student.device} and {teacher.device}"))
-    if student.shape[dim] == 0 or teacher.shape[dim] == 0:
-        raise ValueError(expected(f"{_pair(view)} of at least one class", tuple(student.shape)))
+    if shape[dim] == 0 or teacher.shape[dim] == 0:
+        raise ValueError(expected(f"{_pair(view)} of at least one class", tuple(shape)))
 
 
 def _same_shape(student: Tensor, teacher: Tensor, skipped: int | None) -> bool:

@@ -23,6 +23,11 @@ register_pytree: Any = register_pytree_node
 # Older compilers cannot trace subclasses of `dict`.
 TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
 
+# Each is one kernel for several tensors on a GPU. PyTorch's optimizers use them as well.
+foreach_div: Any = torch._foreach_div
+foreach_exp: Any = torch._foreach_exp
+foreach_sub_: Any = torch._foreach_sub_
+
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
 

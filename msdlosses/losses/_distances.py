@@ -56,7 +56,7 @@ class LogitMSELoss(DistillationLoss):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        return logit_mse(*upcast_pair(student, teacher), dim=self.dim)
+        return logit_mse(student, teacher, dim=self.dim)
 
 
 class HintLoss(DistillationLoss):

@@ -141,7 +141,14 @@ class WeightNet(Weighting):
     ) -> Tensor:
         """Return the input of the network: (N, K, 4), without gradient, 0 where it is unknown."""
         masks = valid_by_view(valid, self.names)
-        of_teacher = [self._teacher_cues(view, teacher, target, masks) for view in self.names]
+        for view in self.names:
+            self._check_width(view, teacher)
+        losses: dict[str, Tensor] = {}
+        if target is not None:
+            losses = teacher_losses(self.task_loss, teacher, self.names, target, masks)
+        of_teacher = [
+            self._teacher_cues(view, teacher, losses.get(view), masks) for view in self.names
+        ]
         terms = terms.detach()
         if valid is not None:
             terms = terms.masked_fill(~any_position(valid), 0.0)
@@ -150,22 +157,24 @@ class WeightNet(Weighting):
         cues = (cues / log(max(self.num_classes, 2))).clamp(0, MAX_CUE)
         return torch.log1p(cues).to(next(self.network.parameters()).dtype)
 
+    def _check_width(self, view: str, teacher: Mapping[str, Tensor]) -> None:
+        width = logits_of(teacher, view).shape[-1]
+        if width != self.num_classes:
+            what = f"{self.num_classes} classes in `teacher[{view!r}]`"
+            raise ValueError(expected(what, width))
+
     def _teacher_cues(
         self,
         view: str,
         teacher: Mapping[str, Tensor],
-        target: Tensor | None,
+        losses: Tensor | None,
         masks: Mapping[str, Tensor],
     ) -> Tensor:
         """Return loss, confidence, and distance from the prediction on the full view: (N, 3)."""
         logits, valid = logits_of(teacher, view), masks.get(view)
-        if logits.shape[-1] != self.num_classes:
-            what = f"{self.num_classes} classes in `teacher[{view!r}]`"
-            raise ValueError(expected(what, logits.shape[-1]))
-        loss = logits.new_zeros(logits.shape[0])
-        if target is not None:
-            losses = teacher_losses(self.task_loss, teacher, view, target, valid)
-            loss = mean_over_valid(losses, valid)
+        if losses is None:
+            losses = logits.new_zeros(logits.shape[:1])
+        loss = mean_over_valid(losses, valid)
         divergence = divergence_function(self.divergence)
         confidence = mean_over_valid(divergence(torch.zeros_like(logits), logits), valid)
         both = None if valid is None else intersect(valid, valid_full(masks))

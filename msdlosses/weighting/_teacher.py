@@ -41,23 +41,25 @@ def valid_full(masks: Mapping[str, Tensor]) -> Tensor | None:
 def teacher_losses(
     task_loss: TaskLoss | None,
     teacher: Mapping[str, Tensor],
-    view: str,
+    names: Sequence[str],
     target: Tensor,
-    valid: Tensor | None,
-) -> Tensor:
-    """Return the teacher's loss on a view: one value per sample or position."""
-    logits = logits_of(teacher, view)
-    if task_loss is None:
-        values = _cross_entropy(logits, target, valid)
-    else:
-        values = task_loss(logits, _clean_target(target, valid))
-        _check_per_sample(values, logits)
-    return values.detach()
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    check_classes_exist("target", target, logits, valid=valid)
-    return cross_entropy(logits, _clean_target(target, valid))
+    masks: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return the teacher's loss on each view: one value per sample or position."""
+    losses: dict[str, Tensor] = {}
+    checked: torch.Size | None = None
+    for view in names:
+        logits, valid = logits_of(teacher, view), masks.get(view)
+        if task_loss is not None:
+            values = task_loss(logits, _clean_target(target, valid))
+            _check_per_sample(values, logits)
+            losses[view] = values.detach()
+            continue
+        if valid is not None or logits.shape != checked:  # once for all views of one shape
+            check_classes_exist("target", target, logits, valid=valid)
+            checked = logits.shape
+        losses[view] = cross_entropy(logits, _clean_target(target, valid))
+    return losses
 
 
 def _clean_target(target: Tensor, valid: Tensor | None) -> Tensor:
