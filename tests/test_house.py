@@ -15,7 +15,8 @@ from house import PACKAGE, measure
 LAYERS = [
     {"_masks", "_torch", "_views"},
     {"_checks"},
-    {"_batches", "_fitted", "_formulas"},
+    {"_batches", "_fitted", "_linear"},
+    {"_formulas"},
     {"functional", "masking", "weighting"},
     {"losses"},
     {"cache", "meta"},

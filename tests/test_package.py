@@ -34,6 +34,7 @@ PUBLIC = [
     "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LinearLogits",
     "LogitMSELoss",
     "MSDLoss",
     "MSDParts",
