@@ -66,13 +66,8 @@ class Gradient(RowFunction):
             ]
             outputs, sums = self.function.evaluate(inputs[: self.rows], inputs[self.rows :])
         above = (*rows[self.rows :], *shared[count:])
-        gradients = torch.autograd.grad(
-            (*outputs, *sums),
-            list(compress(inputs, self.wanted)),
-            above,
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
+        wanted = list(compress(inputs, self.wanted))
+        gradients = _grad((*outputs, *sums), wanted, above, create_graph)
         of_rows = sum(self.wanted[: self.rows])
         return gradients[:of_rows], gradients[of_rows:]
 
@@ -141,6 +136,17 @@ def _traced(function: RowFunction, chunks: Chunks, rows: Inputs, shared: Inputs)
         outputs = [e.index_copy(0, index, x) for e, x in zip(empty, outputs, strict=True)]
     sums = [reduce(torch.add, parts) for parts in zip(*(s for _, s in results), strict=True)]
     return *outputs, *sums
+
+
+def _grad(outputs: Outputs, inputs: Outputs, above: Outputs, create_graph: bool) -> Outputs:
+    """Return the gradient of the inputs, 0 where the outputs do not depend on them."""
+    pairs = [pair for pair in zip(outputs, above, strict=True) if pair[0].requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    joined, gradients = zip(*pairs, strict=True)
+    return torch.autograd.grad(
+        joined, inputs, gradients, create_graph=create_graph, materialize_grads=True
+    )
 
 
 def _take(rows: Inputs, chunk: slice | Tensor) -> Inputs:

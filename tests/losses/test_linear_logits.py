@@ -280,6 +280,30 @@ def test_derivatives_match_finite_differences(case: LossCase) -> None:
     assert gradgradcheck(values, student.tensors)
 
 
+def test_third_derivative() -> None:
+    student, teacher = make_models(3)
+
+    def third(logits: Any) -> Any:
+        result = KDLoss(2.0, chunk_size=2)(logits, teacher.linear()).square()
+        for _ in range(3):
+            (first, second) = grad(result, (student.hidden, student.weight), create_graph=True)
+            result = first.sin().sum() + second.cos().sum()
+        return result
+
+    exact(third(student.linear()), third(student.plain()))
+
+
+def test_second_derivative_of_a_linear_loss_is_zero() -> None:
+    class Linear(DistillationLoss):
+        def per_sample(self, s: Tensor, t: Tensor, *args: Any, **options: Any) -> Tensor:
+            return (s * t).sum(-1)
+
+    student, teacher = make_models(3)
+    (first,) = grad(Linear()(student.linear(), teacher.linear()), student.bias, create_graph=True)
+    (second,) = grad(first.sum(), student.bias)
+    assert torch.equal(second, torch.zeros_like(second))
+
+
 @some_cases
 def test_batches_of_gradients_and_forward_over_reverse(
     make: Callable[..., DistillationLoss],

@@ -209,4 +209,6 @@ def test_population_weights_are_fitted_to_linear_logits() -> None:
     valid = make_valid(3, 4)
     fits: list[Callable[[Models], Any]] = [linear, plain]
     fitted = [SaliencyWeighting(population=True).fit(f(teacher), valid=valid) for f in fits]
-    assert_close(*({k: fitting.state_dict()[k] for k in fitting.state_dict()} for fitting in fitted))
+    assert_close(
+        *({k: fitting.state_dict()[k] for k in fitting.state_dict()} for fitting in fitted)
+    )
