@@ -119,7 +119,7 @@ class LinearLogits:
     classes: int | None = field(default=None, kw_only=True)
 
     chunk_size = CHUNK_SIZE
-    """How many positions are computed at a time where a loss has no ``chunk_size``."""
+    """The number of positions to compute at a time, unless a loss has a ``chunk_size``."""
 
     def __post_init__(self) -> None:
         check_floating("hidden", self.hidden)
@@ -135,6 +135,7 @@ class LinearLogits:
 
     @property
     def head(self) -> Head:
+        """The linear map without its tensors."""
         return Head(self.scale, self.softcap, self.shape[-1])
 
     @property
@@ -166,7 +167,7 @@ class LinearLogits:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether any of the tensors requires a gradient."""
+        """True if any of the tensors requires a gradient."""
         return any(tensor.requires_grad for tensor in self.tensors)
 
     def __len__(self) -> int:

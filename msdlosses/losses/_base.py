@@ -45,13 +45,14 @@ class DistillationLoss(nn.Module, ABC):
             ``ignore_index`` needs a target.
         reduction: ``"mean"`` over the valid samples, never over the classes; ``"sum"``; or
             ``"none"``, where a sample that is left out is 0.
-        chunk_size: compute the loss of this many samples at a time, and again in the backward
-            pass, so that only the logits are kept in memory; None computes all at once. For
-            vocabularies that are too large for the memory. The loss remains twice differentiable.
-            In forward mode, under `torch.func`, and in compiled code it is computed all at once.
+        chunk_size: compute the loss of this many samples or positions at a time, and again in the
+            backward pass, so that only the logits are kept in memory. For vocabularies that are
+            too large for the memory. None computes all at once, but `LinearLogits` 512 at a time.
+            The loss remains twice differentiable. Compiled code computes all at once.
 
     Shape:
-        ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) if unreduced.
+        ``student`` and ``teacher``: (N, ..., C), tensors or `LinearLogits`. Returns a scalar, or
+        (N, ...) if unreduced.
 
     Raises:
         ValueError: ``reduction`` is unknown; shapes or devices differ; the target that
@@ -59,7 +60,8 @@ class DistillationLoss(nn.Module, ABC):
             gradient and the student's do not, as if they were swapped; ``chunk_size`` is below 1,
             is set for a loss that compares samples with each other, or is set with a ``dim`` other
             than -1.
-        TypeError: outputs are not floating-point tensors, or an option has the wrong type.
+        TypeError: outputs are not floating-point tensors, or an option has the wrong type; the
+            loss compares samples with each other, and outputs are `LinearLogits`.
         IndexError: ``dim`` is not an axis of the outputs.
 
     Example:
@@ -75,7 +77,10 @@ class DistillationLoss(nn.Module, ABC):
     same_width = True
     """Student and teacher must have equally many classes."""
     relational = False
-    """Samples are compared with each other, so that each value depends on all of them."""
+    """Samples are compared with each other, so that each value depends on all of them.
+
+    Such a loss has no chunks, and does not take `LinearLogits`.
+    """
     needs_target = False
     """`per_sample` needs class indices as its target, which are then checked."""
 
@@ -111,7 +116,8 @@ class DistillationLoss(nn.Module, ABC):
         """Return one value per sample, or per position of a sequence: (N, ...).
 
         The caller has checked the arguments and set invalid samples to 0, and discards their
-        values. Only losses that compare samples with each other need ``valid``.
+        values. In chunks, the samples are those of a chunk, and ``student`` and ``teacher`` are
+        tensors in any case. Only losses that compare samples with each other need ``valid``.
         """
 
     def forward(
@@ -125,8 +131,8 @@ class DistillationLoss(nn.Module, ABC):
         """Compute the loss.
 
         Args:
-            student: logits.
-            teacher: logits of the same shape; they get no gradient.
+            student: logits, or `LinearLogits`.
+            teacher: logits of the same shape, or `LinearLogits`; they get no gradient.
             target: the labels, for losses that need them.
             valid: which samples, or positions, to use: a boolean tensor (N,) or (N, ...).
         """
