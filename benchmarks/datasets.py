@@ -99,6 +99,8 @@ def make_views(maskers: Mapping[str, Fill], *names: str) -> ModalityViews:
         # The defaults, so that mypy does not match the maskers to these options.
         views_per_forward=None,
         shared=(),
+        ragged=None,
+        batch_axis=None,
         output=None,
         unpack=True,
         **maskers,
@@ -192,7 +194,7 @@ def _mfeat(sets: Sequence[str]) -> _Items:
     digits = tables[sets[0]][:, -1].astype(np.int64)
     features = {name: table[:, :-1] for name, table in tables.items()}
     groups = [str(number) for number in range(len(digits))]
-    return _Items(features, digits, groups, {name: Fill(None, **{name: 0.0}) for name in sets})
+    return _Items(features, digits, groups, {name: Fill({name: 0.0}) for name in sets})
 
 
 DATASETS: dict[str, Callable[[], _Items]] = {

@@ -20,6 +20,7 @@ from msdlosses.losses import (
     SPLoss,
 )
 from msdlosses.masking import (
+    Downsample,
     Fill,
     LearnedFill,
     MeanFill,
@@ -42,6 +43,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DistillationLoss",
+    "Downsample",
     "DynamicWeightAverage",
     "Fill",
     "FixedWeighting",

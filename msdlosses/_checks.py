@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_integer(name: str, value: object, *, least: float = -math.inf) -> None:
     """Check for an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(expected(f"`{name}` to be an integer", describe(value)))
     if value < least:
         raise ValueError(expected(f"`{name}` of at least {least:g}", value))
@@ -72,7 +73,7 @@ def check_integer(name: str, value: object, *, least: float = -math.inf) -> None
 def check_number(name: str, value: object, interval: str = "(-inf, inf)") -> None:
     """Check for a number in an interval such as "[0, 1)"."""
     # A tuple, because Dynamo in torch 2.6 cannot trace a union.
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         raise TypeError(expected(f"`{name}` to be a number", describe(value)))
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = low < value if interval[0] == "(" else low <= value

@@ -12,17 +12,52 @@ from torch.autograd import forward_ad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
+from torch.utils._pytree import register_pytree_node
 
 # Public, but without types.
 make_dual: Any = forward_ad.make_dual
 unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
+register_pytree: Any = register_pytree_node
+
+# Older compilers cannot trace subclasses of `dict`.
+TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
+
+# What `torch.no_grad` and its relatives call, in a form that a TorchFunctionMode sees.
+set_grad_enabled: Any = torch._C._set_grad_enabled
+
+
+def set_tangents_enabled(enabled: bool) -> None:
+    """Set whether operations propagate tangents, as `set_grad_enabled` does for the graph."""
+    torch._C._set_fwd_grad_enabled(enabled)
+
+
+def in_forward_mode() -> bool:
+    """Return whether this is a pass in forward mode, in which nothing may require a gradient."""
+    level: int = forward_ad._current_level
+    return level >= 0
+
+
+def enter_forward_mode() -> None:
+    cast(Any, forward_ad).enter_dual_level()
+
+
+def leave_forward_mode() -> None:
+    """Leave forward mode, unless it was left already."""
+    if in_forward_mode():
+        cast(Any, forward_ad).exit_dual_level()
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place."""
+    return tensor._version
 
 
 def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
@@ -49,6 +84,12 @@ def gather_shards(tensor: Tensor) -> Tensor:
     return cast(Tensor, sharded.full_tensor(grad_placements=average))
 
 
+def function_of(node: Any) -> type[torch.autograd.Function]:
+    """Return the custom Function that a node of a graph belongs to."""
+    function: type[torch.autograd.Function] = node._forward_cls
+    return function
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """Return whether `torch.func` or forward-mode differentiation is active."""
     if torch._C._are_functorch_transforms_active():
@@ -69,6 +110,12 @@ def get_mkldnn_enabled() -> bool:
 
 def set_mkldnn_enabled(enabled: bool) -> None:
     torch._C._set_mkldnn_enabled(enabled)
+
+
+def was_written(copy: Tensor) -> bool:
+    """Return whether a tensor was written to in place, as far as that is known."""
+    unknown = torch.compiler.is_compiling() or copy.is_inference()
+    return not unknown and copy._version > 0
 
 
 def unwrap_compiled(module: Any) -> Any:
@@ -101,7 +148,11 @@ def backward_hooks(module: nn.Module) -> Iterator[str]:
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    """Return whether hooks run in the steps of an optimizer, or of all optimizers."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(
+        own or optimizers._global_optimizer_pre_hooks or optimizers._global_optimizer_post_hooks
+    )
 
 
 class Float32Buffers(nn.Module):

@@ -1,30 +1,15 @@
-"""The names of views: `full`, a modality, or `~modality` for everything else."""
+"""Views: their names, which are `full`, a modality, or `~modality`, and their logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+
+from msdlosses._torch import TRACES_DICT_SUBCLASSES, register_pytree
+
 FULL = "full"
-
-
-class ViewLogits(dict[str, Any]):
-    """Logits by view, which also know the modalities that the views are made of.
-
-    The names of the views do not always tell: `full`, `image`, and `text` can be views of two
-    modalities, or of three.
-    """
-
-    def __init__(self, logits: Mapping[str, Any], modalities: Iterable[str]) -> None:
-        super().__init__(logits)
-        self.modalities = tuple(modalities)
-
-
-def map_views(function: Callable[[str, Any], Any], logits: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply `function(view, logits)` to each view. The result knows the same modalities."""
-    mapped = {view: function(view, value) for view, value in logits.items()}
-    modalities = getattr(logits, "modalities", None)
-    return mapped if modalities is None else ViewLogits(mapped, modalities)
 
 
 def view_names(views: Iterable[str]) -> tuple[str, ...]:
@@ -64,3 +49,43 @@ def opposite(view: str, views: Iterable[str]) -> str:
     if negated in view_names(views) or len(others) != 1:
         return negated
     return f"~{others[0]}" if view.startswith("~") else others[0]
+
+
+class ViewLogits(dict[str, Any]):
+    """View -> logits: a dict that knows the modalities, of which it may lack some views."""
+
+    def __init__(
+        self, logits: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), modalities: Any = None
+    ) -> None:
+        super().__init__(logits)
+        self.modalities: tuple[str, ...] = tuple(
+            modalities_of(self) if modalities is None else modalities
+        )
+
+    def copy(self) -> ViewLogits:
+        return ViewLogits(self, self.modalities)
+
+
+def _flatten(logits: ViewLogits) -> tuple[list[Any], Any]:
+    return list(logits.values()), (tuple(logits), logits.modalities)
+
+
+def _unflatten(values: Iterable[Any], context: Any) -> ViewLogits:
+    names, modalities = context
+    return ViewLogits(zip(names, values, strict=True), modalities)
+
+
+register_pytree(ViewLogits, _flatten, _unflatten)
+
+
+def with_modalities(logits: Mapping[str, Any], modalities: Iterable[str]) -> dict[str, Any]:
+    """Return logits by view that know their modalities, where a compiler can trace that."""
+    traced = TRACES_DICT_SUBCLASSES or not torch.compiler.is_compiling()
+    return ViewLogits(logits, modalities) if traced else dict(logits)
+
+
+def map_views(function: Callable[[str, Any], Any], logits: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply `function(view, logits)` to each view. The result knows the same modalities."""
+    mapped = {view: function(view, value) for view, value in logits.items()}
+    modalities = getattr(logits, "modalities", None)
+    return mapped if modalities is None else with_modalities(mapped, modalities)

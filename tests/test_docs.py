@@ -60,4 +60,4 @@ PUBLIC = [
 @pytest.mark.parametrize("name", PUBLIC)
 def test_reference_lists_every_public_name_once(name: str) -> None:
     lines = re.findall(r"\.\. auto(?:class|function):: (\S+)", (DOCS / "api.md").read_text())
-    assert lines.count(name) == 1
+    assert lines.count(name) == 1, f"add `{name}` to docs/api.md"

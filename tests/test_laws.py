@@ -28,6 +28,13 @@ def claiming(*claims: str) -> pytest.MarkDecorator:
 
 every_loss = claiming()
 
+
+def test_every_public_loss_has_a_function() -> None:
+    public = [c.name for c in LOSSES if type(c.make()).__name__ in msdlosses.__all__]
+    without = [c.name for c in LOSSES if c.name in public and c.function is None]
+    assert not without, "name the function in the `LossCase`"
+
+
 finite_pairs = logit_pairs(kinds=tuple(FINITE))
 full_pairs = logit_pairs(kinds=tuple(FINITE), dtypes=FULL)
 

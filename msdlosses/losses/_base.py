@@ -28,7 +28,7 @@ from msdlosses._linear import (
     tensors_of,
 )
 from msdlosses._masks import intersect, outside_inference, unsqueeze_right, zero_invalid
-from msdlosses._torch import is_transformed, uncompiled
+from msdlosses._torch import in_forward_mode, is_transformed, uncompiled
 from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -65,11 +65,11 @@ class DistillationLoss(nn.Module, ABC):
         IndexError: ``dim`` is not an axis of the outputs.
 
     Example:
-        >>> class CosineLoss(DistillationLoss):
+        >>> class LogitMAELoss(DistillationLoss):
         ...     def per_sample(self, student, teacher, target=None, *, valid=None):
-        ...         return 1 - torch.cosine_similarity(student, teacher.detach(), dim=self.dim)
-        >>> CosineLoss()(torch.eye(3), torch.eye(3))
-        tensor(0.)
+        ...         return (student - teacher.detach()).abs().sum(self.dim)
+        >>> LogitMAELoss()(torch.ones(4, 3), torch.zeros(4, 3))
+        tensor(3.)
 
     Source: [ours].
     """
@@ -182,8 +182,9 @@ class DistillationLoss(nn.Module, ABC):
     def _require_order(self, student: Logits, teacher: Logits) -> None:
         """Raise an error if the student's and the teacher's logits are swapped, in training."""
         swapped = teacher.requires_grad and not student.requires_grad
-        swapped = swapped and self.training and torch.is_grad_enabled()
-        if swapped and not is_transformed(*tensors_of(student)):
+        differentiated = torch.is_grad_enabled() and not is_transformed(*tensors_of(student))
+        # In forward mode gradients can be enabled although nothing requires one.
+        if swapped and self.training and differentiated and not in_forward_mode():
             advice = "Did you swap them? In evaluation mode the loss accepts constant logits."
             what = "`student` to require a gradient, or `teacher` not to"
             raise ValueError(expected(what, "the reverse", advice))

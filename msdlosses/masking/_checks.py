@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from msdlosses._batches import batched_tensors
+from msdlosses._batches import batched_tensors, covering
 from msdlosses._checks import (
     check_callable,
     check_integer,
@@ -23,7 +23,6 @@ from msdlosses._checks import (
 from msdlosses._torch import unwrap_compiled
 from msdlosses._views import FULL
 from msdlosses.masking._masker import EntryMasker
-from msdlosses.masking._shuffle import Shuffle
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -65,21 +64,54 @@ def parameters_outside_ddp(views: nn.Module, model: object) -> list[str]:
     return [name for name, p in learned.items() if id(p) not in wrapped]
 
 
-def check_blanks(maskers: Iterable[tuple[str, nn.Module]]) -> None:
+def check_axes(
+    maskers: Iterable[nn.Module], ragged: Mapping[str, Any], batch_axis: Mapping[str, int]
+) -> None:
+    """Check the entries with another layout, and that all maskers can work on them."""
+    for name, counts in ragged.items():
+        check_callable(f"ragged[{name!r}]", counts)
+    for name, axis in batch_axis.items():
+        check_integer(f"batch_axis[{name!r}]", axis)
+    both = [name for name in batch_axis if _overlaps(name, ragged)]
+    check_that("entries in `ragged` or in `batch_axis`", not both, join_names(both))
+    for masker in maskers:
+        found = _misplaced(masker, ragged, batch_axis)
+        check_that(f"{describe(masker)} to mask samples along axis 0", not found, join_names(found))
+
+
+def _misplaced(
+    masker: nn.Module, ragged: Mapping[str, Any], batch_axis: Mapping[str, int]
+) -> list[str]:
+    """Return the entries in which a masker would take something else for samples."""
+    if not isinstance(masker, EntryMasker):
+        return []
+    others = [*ragged] if masker.moves_samples else []
+    if masker.needs_axis_0 or masker.keep is not None:
+        others += batch_axis
+    return [entry for entry in masker.entries if _overlaps(entry, others)]
+
+
+def _overlaps(entry: str, names: Collection[str]) -> bool:
+    return any(covering(entry, [name]) or covering(name, [entry]) for name in names)
+
+
+def check_blanks(maskers: Iterable[tuple[str, nn.Module]], ragged: Iterable[str]) -> None:
     """Check that the maskers give all samples the same blank input."""
+    what, advice = "one blank input for all samples", "Call `views(model, batch)`."
+    check_that("no ragged entries", not list(ragged), join_names(ragged), advice)
     for modality, masker in maskers:
         keeps = getattr(masker, "keep", None) is not None
         got = f"{describe(masker)}{' with `keep`' if keeps else ''} for `{modality}`"
-        what, advice = "one blank input for all samples", "Call `views(model, batch)`."
-        check_that(what, not keeps and not isinstance(masker, Shuffle), got, advice)
+        depends = keeps or getattr(masker, "depends_on_input", False)
+        check_that(what, not depends, got, advice)
 
 
 def check_features(features: Any, modalities: Sequence[str], rows: int) -> None:
     """Check what the towers return: features of each modality, with one row per sample."""
     check_mapping("towers(batch)", features, "modalities to features")
-    same = set(features) == set(modalities)
+    same = set(features.keys()) == set(modalities)
     what = f"`towers` to return features of {join_names(modalities)}"
-    check_that(what, same, join_names(features))
+    check_that(what, same, join_names(features.keys()))
     for name, entry in batched_tensors(features):
         if len(entry) != rows:
             what = f"{rows} rows of `{name}`, one per sample and one for the blank input"

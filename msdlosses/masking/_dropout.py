@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses._batches import Batch, select
+from msdlosses._batches import Batch, Layout, select
 from msdlosses._checks import check_number, check_type
+from msdlosses.masking._input import ViewInput
+from msdlosses.masking._present import stack_present
 from msdlosses.masking._views import ModalityViews
 
 
@@ -20,8 +23,8 @@ class ModalityDropout(nn.Module):
 
     Args:
         views: the views whose maskers are used.
-        p: the probability that a modality is dropped. A sample that would lose all modalities
-            keeps one, drawn at random.
+        p: the probability that a modality that a sample has is dropped. A sample that would lose
+            all of them keeps one, each with the same probability.
 
     Shape:
         Takes a batch and returns a batch of the same shapes.
@@ -29,7 +32,8 @@ class ModalityDropout(nn.Module):
     Raises:
         TypeError: ``views`` is not a `ModalityViews`, ``p`` is not a number, or a batch, or what a
             masker returns, is not a mapping.
-        ValueError: ``p`` is outside [0, 1], or a masker does not pass on all entries.
+        ValueError: ``p`` is outside [0, 1]; a masker does not pass on all entries, or changes one
+            that cannot be chosen per sample: a constant, or the shape or dtype of a tensor.
 
     Example:
         >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0))
@@ -45,27 +49,44 @@ class ModalityDropout(nn.Module):
         check_type("views", views, ModalityViews, "a ModalityViews")
         check_number("p", p, "[0, 1]")
         self.views = views
-        self.p = p
+        self.p = float(p)
 
-    def forward(self, batch: Batch) -> Batch:
-        """Return the batch with modalities dropped in training, and unchanged otherwise."""
+    def forward(self, batch: Batch, *, present: Mapping[str, Tensor] | None = None) -> Batch:
+        """Return the batch with modalities dropped in training, and unchanged otherwise.
+
+        Args:
+            batch: the input.
+            present: modality -> (N,) of bool, for every modality: which samples have it. A modality
+                that a sample lacks stays as it is, and does not count as one that it keeps.
+        """
         if not self.training:
             return batch
-        dropped = self._draw(*self.views.size_and_device(batch)).unbind(1)
+        layout = self.views.layout(batch)
+        dropped = self._draw(self._present(present, layout)).unbind(1)
         for modality, mask in zip(self.views.modalities, dropped, strict=True):
-            batch = select(mask, self.views._without(modality, batch), batch)
+            masked = ViewInput(batch, layout)
+            masked.mask(modality, self.views.maskers[modality])
+            batch = select(mask, masked.batch, batch, layout)
         return batch
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
         __call__ = forward
 
-    def _draw(self, size: int, device: torch.device) -> Tensor:
+    def _present(self, present: Mapping[str, Tensor] | None, layout: Layout) -> Tensor:
+        """Return which modalities the samples have: (N, M)."""
+        modalities = self.views.modalities
+        if present is not None:
+            return stack_present(present, modalities, layout.size)
+        shape = (layout.size, len(modalities))
+        return torch.ones(shape, dtype=torch.bool, device=layout.device)
+
+    def _draw(self, present: Tensor) -> Tensor:
         """Draw which modalities to drop: (N, M)."""
-        count = len(self.views.modalities)
-        drop = torch.rand(size, count, device=device) < self.p
-        last = torch.rand(size, count, device=device).argmax(1, keepdim=True)
-        spared = torch.zeros_like(drop).scatter(1, last, True)
-        return drop & ~(drop.all(1, keepdim=True) & spared)
+        drop = (torch.rand(present.shape, device=present.device) < self.p) & present
+        # A sample that would lose all that it has keeps one of them.
+        draw = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+        spared = torch.zeros_like(drop).scatter(1, draw.argmax(1, keepdim=True), True)
+        return drop & ~((drop == present).all(1, keepdim=True) & spared)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

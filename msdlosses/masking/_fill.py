@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_that, check_type, describe, expected
-from msdlosses.masking._masker import EntryMasker, Keep
+from msdlosses._checks import check_type, expected
+from msdlosses.masking._masker import EntryMasker, Keep, memory_format
+from msdlosses.masking._values import check_range, check_tensor, check_value
 
 
 class Fill(EntryMasker):
     """Replace a modality by a constant.
 
     Args:
+        values: entry -> value, as keywords or in a mapping: a number, or a tensor that broadcasts
+            over the entry. The value of a nested entry fills all tensors in it. Name a part of it
+            by a nested mapping, ``text={"tokens": 0}``, or with a dot, ``{"text.tokens": 0}``; name
+            an element of a list by its index, ``{"frames.0": 0}``. The mapping allows any name,
+            ``Fill({"keep": 0})``.
         keep: positions to keep, such as those of [CLS] and [SEP]: one position or several along
             the second axis, a boolean mask of shape (L,) or (N, L), or a function ``batch ->
             mask``.
-        values: entry -> value, as keywords: a number, or a tensor that broadcasts over the entry.
-            The value of a nested entry fills all tensors in it. Name a part of it by a nested
-            mapping, ``text={"tokens": 0}``, or with a dot, ``**{"text.tokens": 0}``; name an
-            element of a list by its index, ``**{"frames.0": 0}``.
 
     Shape:
         Takes a batch and returns a batch of the same shapes.
@@ -31,8 +34,9 @@ class Fill(EntryMasker):
     Raises:
         TypeError: a value is neither a number nor a tensor, or is a fraction for an entry of
             integers; ``keep`` has the wrong type.
-        ValueError: there is no entry; a value is NaN, cannot be represented in the entry's dtype,
-            does not broadcast, or is on another device; a ``keep`` mask has the wrong shape.
+        ValueError: there is no entry; a value is NaN, is outside the range of the entry's dtype,
+            does not broadcast, or is on another device; a ``keep`` mask has the wrong shape. On
+            a GPU, the range of a tensor is not checked, which would wait for it.
         KeyError: the batch has no such entry.
         IndexError: the entry does not have a position to keep.
 
@@ -44,12 +48,19 @@ class Fill(EntryMasker):
     Source: [ours].
     """
 
-    def __init__(self, keep: Keep | None = None, **values: Any) -> None:
-        flat = dict(_flatten(values))
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        keep: Keep | None = None,
+        **named: Any,
+    ) -> None:
+        flat = _flatten(values, named)
         super().__init__(flat, keep)
         self.numbers: dict[str, float] = {}
         for name, value in flat.items():
-            _check_value(name, value)
+            check_value(name, value)
             if isinstance(value, Tensor):
                 self.register_buffer(_attribute(name), value)
             else:
@@ -60,21 +71,18 @@ class Fill(EntryMasker):
         if key not in self.numbers:
             return broadcast(name, self.get_buffer(_attribute(key)), entry)
         value = self.numbers[key]
-        if isinstance(value, float) and not value.is_integer() and not entry.is_floating_point():
-            raise TypeError(expected(f"an integer to fill `{name}`, {describe(entry)}", value))
-        try:
-            return torch.full_like(entry, value)
-        except RuntimeError:
-            raise _unrepresentable(name, value, entry) from None
+        check_range(name, value, entry)
+        floating = entry.is_floating_point() or entry.is_complex()
+        return torch.full_like(entry, float(value) if floating else int(value))
 
 
 class LearnedFill(EntryMasker):
     """Replace a modality by a learned tensor. Pass its parameters to the optimizer.
 
     Args:
-        keep: positions to keep, as in `Fill`.
-        values: entry -> initial value, as keywords: a number, a floating-point tensor that
+        values: entry -> initial value, as in `Fill`: a number, a floating-point tensor that
             broadcasts over the entry, or a shape, which starts at 0.
+        keep: positions to keep, as in `Fill`.
 
     Shape:
         Takes a batch and returns a batch of the same shapes.
@@ -92,14 +100,21 @@ class LearnedFill(EntryMasker):
     Source: [ours].
     """
 
-    def __init__(self, keep: Keep | None = None, **values: Any) -> None:
-        flat = dict(_flatten(values))
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        keep: Keep | None = None,
+        **named: Any,
+    ) -> None:
+        flat = _flatten(values, named)
         super().__init__(flat, keep)
         for name, value in flat.items():
-            start = torch.zeros(value) if isinstance(value, tuple | list) else value
-            _check_value(name, start)
+            start = _zeros(name, value) if isinstance(value, tuple | list) else value
+            check_value(name, start)
             start = torch.as_tensor(start).clone()
-            start = start if start.is_floating_point() else start.float()
+            start = start if start.is_floating_point() or start.is_complex() else start.float()
             self.register_parameter(_attribute(name), nn.Parameter(start))
 
     def absent(self, name: str, entry: Tensor) -> Tensor:
@@ -107,41 +122,42 @@ class LearnedFill(EntryMasker):
 
 
 def broadcast(name: str, value: Tensor, entry: Tensor) -> Tensor:
-    """Return a copy of `value` with the shape and dtype of an entry."""
-    if value.is_floating_point() and not entry.is_floating_point():
-        raise TypeError(expected(f"integers to fill `{name}`, {describe(entry)}", describe(value)))
-    what, advice = f"the value of `{name}` on {entry.device}", "Move the views with `.to`."
-    check_that(what, value.device == entry.device, value.device, advice)
+    """Return a copy of `value` with the shape, dtype, and memory format of an entry."""
+    check_tensor(name, value, entry)
     cast = value.to(entry.dtype)
-    exact = value.dtype == entry.dtype or entry.is_floating_point()
-    if not exact and bool((cast != value).any()):
-        raise _unrepresentable(name, describe(value), entry)
     try:
-        # A copy, because models may want to view their inputs in another shape.
-        return cast.expand_as(entry).contiguous()
+        expanded = cast.expand_as(entry)
     except RuntimeError:
         what = f"a value that broadcasts over `{name}` of shape {tuple(entry.shape)}"
         raise ValueError(expected(what, tuple(value.shape))) from None
+    # A copy, because a model may write to its input.
+    return expanded.clone(memory_format=memory_format(entry))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entry -> value, with dots for nested mappings and Python's for NumPy's numbers."""
+    if values is not None:
+        check_type("values", values, Mapping, "a mapping of entries to values")
+    flat = dict(_flat_items({**(values or {}), **named}))
+    return {name: v.item() if isinstance(v, np.generic) else v for name, v in flat.items()}
+
+
+def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from _flat_items(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def _attribute(name: str) -> str:
-    return "absent_" + name.replace(".", "/")  # the name of a parameter cannot contain a dot
+    # The name of a parameter cannot contain a dot.
+    return "absent_" + name.replace("/", "//").replace(".", "/")
 
 
-def _check_value(name: str, value: Any) -> None:
-    check_type(name, value, (Tensor, int, float), "a number or a tensor")
-    nan = bool(value.isnan().any()) if isinstance(value, Tensor) else math.isnan(value)
-    check_that(f"a value to fill `{name}`", not nan, "NaN")
-
-
-def _unrepresentable(name: str, value: object, entry: Tensor) -> ValueError:
-    what = f"a value to fill `{name}` that {describe(entry)} can represent"
-    return ValueError(expected(what, value))
+def _zeros(name: str, shape: Sequence[Any]) -> Tensor:
+    try:
+        return torch.zeros([index(size) for size in shape])
+    except (TypeError, RuntimeError):
+        advice = "Pass values as a tensor."
+        raise TypeError(expected(f"`{name}` to be a shape", shape, advice)) from None

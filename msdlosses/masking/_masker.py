@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses._batches import Batch, batched_tensors, lookup, replace
+from msdlosses._batches import Batch, batched_tensors, covering, lookup, replace
 from msdlosses._checks import check_that, describe, expected
 from msdlosses._masks import unsqueeze_right
 
@@ -22,20 +23,22 @@ class EntryMasker(nn.Module, ABC):
     A subclass implements `absent`.
     """
 
+    depends_on_input = False  # whether samples without the modality differ from each other
+    moves_samples = False  # whether a sample gets rows of another one
+    needs_axis_0 = False  # whether samples have to be along the first axis
+
     def __init__(self, entries: Iterable[str], keep: Keep | None = None) -> None:
         super().__init__()
         self.entries = tuple(entries)
         check_that(f"{describe(self)} to name an entry", self.entries)
-        keep = (keep,) if isinstance(keep, int) else keep
-        _check_keep(keep)
         if isinstance(keep, Tensor):
             self.register_buffer("keep", keep)
         else:
-            self.keep = keep
+            self.keep = keep if keep is None or callable(keep) else _positions(keep)
 
     @abstractmethod
     def absent(self, name: str, entry: Tensor) -> Tensor:
-        """Return a tensor like `entry` that stands for an absent modality."""
+        """Return a new tensor like `entry` that stands for an absent modality."""
 
     def forward(self, batch: Batch) -> Batch:
         """Return the batch with the entries replaced. The argument does not change."""
@@ -60,18 +63,24 @@ class EntryMasker(nn.Module, ABC):
 
     def entry_of(self, name: str) -> str:
         """Return the entry of this masker that a tensor is, or is nested in."""
-        entries = [entry for entry in self.entries if f"{name}.".startswith(f"{entry}.")]
-        return sorted(entries, key=len)[-1]  # Dynamo in torch 2.6 does not know max(key=...)
+        return covering(name, self.entries) or name
 
     def extra_repr(self) -> str:
         return ", ".join(self.entries)
 
 
+def memory_format(entry: Tensor) -> torch.memory_format:
+    """Return how to lay out a tensor like `entry`: with the channels last or not."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(entry.ndim)
+    if last is None or entry.is_contiguous() or not entry.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
 def _keep_mask(keep: Any, batch: Batch, name: str, entry: Tensor) -> Tensor:
     """Return which positions of an entry to keep, as a mask that broadcasts over it."""
     mask = keep(batch) if callable(keep) else keep
-    # A tuple of types, because Dynamo in torch 2.6 cannot trace a union.
-    if isinstance(mask, (list, tuple)) and not callable(keep):
+    if isinstance(mask, tuple) and not callable(keep):
         mask = _mask_of_positions(mask, name, entry)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(expected("`keep` to be positions or a boolean mask", describe(mask)))
@@ -93,10 +102,11 @@ def _mask_of_positions(positions: Sequence[int], name: str, entry: Tensor) -> Te
     return mask
 
 
-def _check_keep(keep: Any) -> None:
-    if keep is None or callable(keep) or isinstance(keep, Tensor):
-        return
+def _positions(keep: Any) -> tuple[int, ...]:
+    """Return the positions to keep as integers, which NumPy's may stand for."""
+    listed = tuple(keep) if isinstance(keep, Sequence) else (keep,)
     # A bool is an int as well, but not a position: a list of them would be a mask.
-    integers = isinstance(keep, list | tuple) and all(type(position) is int for position in keep)
+    integers = all(hasattr(p, "__index__") and not isinstance(p, bool) for p in listed)
     what = "`keep` to be positions, a boolean mask, or a function that returns one"
     check_that(what, integers, repr(keep), error=TypeError)
+    return tuple(index(position) for position in listed)

@@ -33,6 +33,8 @@ class Shuffle(EntryMasker):
     Source: [ours].
     """
 
+    depends_on_input = moves_samples = needs_axis_0 = True
+
     def __init__(self, *entries: str, keep: Keep | None = None) -> None:
         super().__init__(entries, keep)
 

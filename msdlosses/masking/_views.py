@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from msdlosses._batches import Batch, drop_entries, map_batched, size_and_device, stack
-from msdlosses._checks import (
-    check_callable,
-    check_mask,
-    check_same_names,
-    check_that,
-    describe,
-    expected,
-    join_names,
-)
-from msdlosses._views import FULL, shown_modalities
+from msdlosses._batches import Batch, Layout, Rules, drop_entries, stack
+from msdlosses._checks import check_callable, check_that, join_names
+from msdlosses._views import FULL, shown_modalities, with_modalities
 from msdlosses.masking._checks import (
+    check_axes,
     check_blanks,
     check_features,
     check_maskers,
@@ -27,17 +20,33 @@ from msdlosses.masking._checks import (
     check_view_names,
     parameters_outside_ddp,
 )
-from msdlosses.masking._masker import EntryMasker
-
-Masker = Callable[[Batch], Batch]
+from msdlosses.masking._fusion import blank_sample, split_features
+from msdlosses.masking._input import Masker, ViewInput
+from msdlosses.masking._logits import (
+    check_width,
+    logits_of,
+    may_compare_samples,
+    split_views,
+    without_side_effects,
+)
+from msdlosses.masking._present import stack_present
 
 
 class ModalityViews(nn.Module):
     """A model's logits on each view of a batch.
 
-    A batch is a mapping. Each tensor in it with at least one dimension, also in nested mappings and
-    lists, is batched along its first axis, unless ``shared`` or ``ignore`` names it. All other
-    values are passed on. A batch is never changed in place.
+    A batch is a mapping, which may hold further mappings, lists, and records. Each of its entries
+    is one of these, where a name in an option covers everything nested in that entry:
+
+    - a tensor with at least one axis has one sample per index of its first axis, or of its
+      ``batch_axis``;
+    - a ``ragged`` tensor has several rows per sample;
+    - a list or tuple of N values that hold no such tensor has one value per sample;
+    - a ``shared`` entry is passed on untouched;
+    - anything else is a constant.
+
+    Each view gets containers, tensors, and objects of its own, of the same types. So models and
+    maskers may work in place: neither the batch nor other views change.
 
     Args:
         views: the views, in order: ``full`` is the whole input, the name of a modality is that
@@ -48,20 +57,27 @@ class ModalityViews(nn.Module):
             statistics apart. For a model with one encoder per modality see `late_fusion`.
         ignore: entries that the model does not get, such as the index of a sample.
         shared: entries that are not batched, and passed on as they are.
+        ragged: entry -> function ``batch -> (N,)`` of how many rows of the entry belong to each
+            sample, such as packed image patches. It is called once with the caller's batch.
+        batch_axis: entry -> batch axis, where it is not the first, such as 1 for position IDs of
+            shape (3, N, L).
         output: a function that returns the logits from what the model returns. By default the
             model may return a tensor, an object with ``.logits``, or a mapping with ``"logits"``.
         unpack: pass the batch to the model as keyword arguments; False passes the mapping itself.
         maskers: modality -> masker, as keywords: any callable ``batch -> batch``.
 
     Shape:
-        Each view: (N, ...), as the model returns it.
+        Each view: (N, ...), as the model returns it, in a dict that also has ``.modalities``.
 
     Raises:
-        TypeError: a masker, option, model, batch, or output has the wrong type.
+        TypeError: a masker, option, model, batch, or output has the wrong type, or an object in
+            the batch cannot be copied.
         ValueError: there are fewer than two modalities; the name of one is an option or an
             attribute of a torch module; a view is unknown or repeated; entries differ in length;
-            views cannot be stacked; the model does not return one row per sample; the model is
-            wrapped in `DistributedDataParallel` without the parameters of a `LearnedFill`.
+            counts do not add up; a masker cannot work on a ragged entry or another batch axis;
+            views cannot be stacked; the model does not return one row per sample, or it compares
+            the samples of a batch, such as CLIP, and views are stacked; the model is wrapped in
+            `DistributedDataParallel` without the parameters of a `LearnedFill`.
         KeyError: the batch lacks an entry that a masker names.
 
     Example:
@@ -83,13 +99,21 @@ class ModalityViews(nn.Module):
         views_per_forward: int | None = None,
         ignore: Sequence[str] = (),
         shared: Sequence[str] = (),
+        ragged: Mapping[str, Callable[[Batch], Tensor]] | None = None,
+        batch_axis: Mapping[str, int] | None = None,
         output: Callable[[Any], Tensor] | None = None,
         unpack: bool = True,
         **maskers: Masker,
     ) -> None:
         super().__init__()
-        options = {"views": views, "ignore": ignore, "shared": shared, "unpack": unpack}
-        check_options({**options, "views_per_forward": views_per_forward, "output": output})
+        options: dict[str, Any] = {
+            "views": views,
+            "ignore": ignore,
+            "shared": shared,
+            "unpack": unpack,
+        }
+        options |= {"ragged": ragged, "batch_axis": batch_axis, "output": output}
+        check_options({**options, "views_per_forward": views_per_forward})
         check_maskers(maskers)
         check_view_names((FULL,) if views is None else views, maskers)
         self.maskers = nn.ModuleDict(
@@ -97,8 +121,11 @@ class ModalityViews(nn.Module):
         )
         self.names = (FULL, *maskers) if views is None else tuple(views)
         self.views_per_forward = views_per_forward
-        self.ignore = frozenset([ignore] if isinstance(ignore, str) else ignore)
-        self.shared = frozenset([shared] if isinstance(shared, str) else shared)
+        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        self.shared = (shared,) if isinstance(shared, str) else tuple(shared)
+        self.ragged = dict(ragged or {})
+        self.batch_axis = dict(batch_axis or {})
+        check_axes(self.maskers.values(), self.ragged, self.batch_axis)
         self.output = output
         self.unpack = unpack
 
@@ -116,16 +143,16 @@ class ModalityViews(nn.Module):
         check_callable("model", model)
         outside, advice = parameters_outside_ddp(self, model), "Wrap one module of model and views."
         check_that("no parameters outside the DDP model", not outside, join_names(outside), advice)
-        size, _ = self.size_and_device(batch)
-        return self._run(model, size, lambda view: self._input(batch, view), self.shared)
+        layout = self.layout(batch)
+        return self._run(model, layout, lambda view: self._input(batch, view, layout))
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
         __call__ = forward
 
     def inputs(self, batch: Batch) -> dict[str, Batch]:
         """Return the model's input for each view."""
-        self.size_and_device(batch)
-        return {view: self._input(batch, view) for view in self.names}
+        layout = self.layout(batch)
+        return {view: self._input(batch, view, layout).own() for view in self.names}
 
     def valid(self, present: Mapping[str, Tensor]) -> Tensor:
         """Return which views of which samples are valid: those whose modalities are all present.
@@ -138,16 +165,13 @@ class ModalityViews(nn.Module):
 
         Raises:
             KeyError: a modality is missing or unknown.
-            TypeError: a mask is not boolean.
+            TypeError: ``present`` is not a mapping, or a mask is not boolean.
             ValueError: masks differ in shape.
         """
-        check_same_names("a mask in `present`", present, self.modalities)
-        first = next(iter(present.values()))
-        samples = first.new_empty(*first.shape[:1], 1) if isinstance(first, Tensor) else first
-        for modality, mask in present.items():
-            check_mask(f"present[{modality!r}]", mask, samples)
+        masks = stack_present(present, self.modalities).unbind(1)
+        named = dict(zip(self.modalities, masks, strict=True))
         columns = [
-            torch.stack([present[modality] for modality in self.shown(view)]).all(0)
+            torch.stack([named[modality] for modality in self.shown(view)]).all(0)
             for view in self.names
         ]
         return torch.stack(columns, dim=-1)
@@ -176,7 +200,8 @@ class ModalityViews(nn.Module):
         Raises:
             TypeError: ``towers`` or ``head`` is not callable, or features are not a mapping.
             ValueError: features are not named after the modalities or do not have one row per
-                sample; a masker is a `Shuffle` or has a ``keep``.
+                sample; the blank input of a masker depends on the sample, because of ``keep`` or
+                as with `Shuffle` and `Downsample`; an entry is ragged.
 
         Example:
             >>> views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0.0))
@@ -191,78 +216,75 @@ class ModalityViews(nn.Module):
         """
         check_callable("towers", towers)
         check_callable("head", head)
-        check_blanks(self.maskers.items())
-        size, _ = self.size_and_device(batch)
-        features = self._features(towers, batch, size)
-        present = map_batched(lambda x: x[:size], features)
-        blank = map_batched(lambda x: x[size:].expand(size, *x.shape[1:]), features)
+        check_blanks(self.maskers.items(), self.ragged)
+        layout = self.layout(batch)
+        features = self._features(towers, batch, layout)
+        check_features(features, self.modalities, layout.size + min(layout.size, 1))
+        present, blank = split_features(features, layout.size)
+        rows = Layout(Rules(), layout.size, layout.device)
 
-        def fusion_input(view: str) -> Batch:
+        def fusion_input(view: str) -> ViewInput:
             shown = self.shown(view)
-            return {m: (present if m in shown else blank)[m] for m in self.modalities}
+            return ViewInput(
+                {m: (present if m in shown else blank)[m] for m in self.modalities}, rows
+            )
 
-        return self._run(head, size, fusion_input, ())
+        return self._run(head, rows, fusion_input)
+
+    def layout(self, batch: Batch) -> Layout:
+        """Return which parts of a batch belong to which sample."""
+        return Rules(self.ignore, self.shared, self.ragged, self.batch_axis).layout(batch)
 
     def size_and_device(self, batch: Batch) -> tuple[int, torch.device]:
         """Return the number of samples in a batch, and its device."""
-        return size_and_device(batch, skip=self.ignore | self.shared)
-
-    def _without(self, modality: str, batch: Batch) -> Batch:
-        """Return the batch without a modality. A masker may work in place: it gets a copy."""
-        masker = self.maskers[modality]
-        if not isinstance(masker, EntryMasker):
-            batch = map_batched(Tensor.clone, batch, self.shared)
-        masked: Batch = masker(batch)
-        what, is_mapping = f"a mapping from the masker of `{modality}`", isinstance(masked, Mapping)
-        check_that(what, is_mapping, describe(masked), error=TypeError)
-        return masked
+        layout = self.layout(batch)
+        return layout.size, layout.device
 
     def _run(
-        self,
-        model: Callable[..., Any],
-        size: int,
-        input_of: Callable[[str], Batch],
-        shared: Collection[str],
+        self, model: Callable[..., Any], layout: Layout, input_of: Callable[[str], ViewInput]
     ) -> dict[str, Tensor]:
         """Run a model on the input of each view, a few views stacked at a time."""
         step = self.views_per_forward or len(self.names)
         logits: dict[str, Tensor] = {}
         for start in range(0, len(self.names), step):
             names = self.names[start : start + step]
-            stacked = stack([input_of(view) for view in names], shared)
-            parts = self._logits(model, stacked, len(names), size)
+            parts = self._logits(model, [input_of(view) for view in names], layout)
             logits.update(zip(names, parts, strict=True))
-        return logits
-
-    def _input(self, batch: Batch, view: str) -> Batch:
-        shown = self.shown(view)
-        for modality in self.modalities:
-            if modality not in shown:
-                batch = self._without(modality, batch)
-        return drop_entries(batch, self.ignore)
-
-    def _features(self, towers: Callable[..., Any], batch: Batch, size: int) -> Batch:
-        """Return the features of the batch, followed by those of a blank sample."""
-        blank = map_batched(lambda x: x[:1], batch, self.shared)
-        for modality in self.modalities:
-            blank = self._without(modality, blank)
-        parts = [drop_entries(part, self.ignore) for part in (batch, blank)]
-        features: Batch = self._call(towers, stack(parts, self.shared))
-        check_features(features, self.modalities, size + min(size, 1))
-        return features
+        return with_modalities(logits, self.modalities)
 
     def _logits(
-        self, model: Callable[..., Any], batch: Batch, views: int, size: int
+        self, model: Callable[..., Any], inputs: Sequence[ViewInput], layout: Layout
     ) -> Sequence[Tensor]:
-        returned = self._call(model, batch)
-        logits = _find_logits(returned) if self.output is None else self.output(returned)
-        if not isinstance(logits, Tensor):
-            what = "the model to return a tensor, or an object or a mapping with `logits`"
-            got = describe(returned if self.output is None else logits)
-            raise TypeError(expected(what, got, "Pass a function as `output` to find them."))
-        if logits.ndim == 0 or len(logits) != views * size:
-            raise ValueError(expected(f"{views} x {size} rows from the model", tuple(logits.shape)))
-        return logits.reshape(views, size, *logits.shape[1:]).unbind(0)
+        count = len(inputs)
+        stacked = stack([view.batch for view in inputs], layout) if count > 1 else inputs[0].own()
+        logits = logits_of(self._call(model, stacked), self.output)
+        parts = split_views(logits, count, layout.size)
+        if may_compare_samples(logits, count):
+            # Batch normalization needs more than one sample.
+            copies = 1 if layout.size > 1 else count + 1
+            probe = stack([inputs[0].batch] * copies, layout)
+            with without_side_effects(model, layout.device) as quiet:
+                other = logits_of(self._call(quiet, probe), self.output)
+            check_width(logits.shape[1], other.shape[1])
+        return parts
+
+    def _input(self, batch: Batch, view: str, layout: Layout) -> ViewInput:
+        shown = self.shown(view)
+        hidden = [modality for modality in self.modalities if modality not in shown]
+        return self._hide(hidden, batch, layout)
+
+    def _hide(self, modalities: Sequence[str], batch: Batch, layout: Layout) -> ViewInput:
+        masked = ViewInput(batch, layout)
+        for modality in modalities:
+            masked.mask(modality, self.maskers[modality])
+        masked.drop(self.ignore)
+        return masked
+
+    def _features(self, towers: Callable[..., Any], batch: Batch, layout: Layout) -> Any:
+        """Return the features of the batch, followed by those of a blank sample."""
+        sample, one = blank_sample(batch, layout)
+        blank = self._hide(self.modalities, sample, one).batch
+        return self._call(towers, stack([drop_entries(batch, self.ignore), blank], layout))
 
     def _call(self, model: Callable[..., Any], batch: Batch) -> Any:
         return model(**batch) if self.unpack else model(batch)
@@ -280,13 +302,3 @@ class _FunctionMasker(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         return self.function(batch)
-
-
-def _find_logits(returned: Any) -> Any:
-    """Find the logits in what a model returns: a tensor, an attribute, or a key."""
-    if isinstance(returned, Tensor):
-        return returned
-    logits = getattr(returned, "logits", None)
-    if logits is None and isinstance(returned, Mapping):
-        logits = returned.get("logits")
-    return logits

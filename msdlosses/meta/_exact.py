@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from msdlosses._checks import expected
+from msdlosses.meta._consistency import contradicts, contradicts_gradients
 from msdlosses.meta._double_backward import differentiate_gradients
-from msdlosses.meta._forward import propagate_tangents
+from msdlosses.meta._forward import differentiate_along
 from msdlosses.meta._lookahead import (
     Gradients,
     LookAhead,
@@ -25,18 +28,32 @@ from msdlosses.meta._state import StateKeeper, restored_afterwards
 from msdlosses.meta._step import next_parameters
 
 MISSING = re.compile("derivative for .* is not implemented|forward AD|forward mode AD|jvp")
+SINGLE = torch.finfo(torch.float32).eps
+
+Flags = Sequence[Tensor | None]
+"""Whether derivatives contradict gradients; None where this was not checked."""
 
 
 class MissingDerivativeError(NotImplementedError):
     """An operation of the losses has no derivative of the kind that an engine needs."""
 
 
-def exact_gradient(ahead: LookAhead, engine: str) -> MetaGradient:
-    """Compute the gradient by "forward" or "double-backward"."""
-    forward = engine == "forward"
+@dataclass(frozen=True)
+class Engine:
+    """A way to differentiate the inner product of directions and the student's gradients."""
+
+    name: str
+    keeps_graph: bool
+    """Whether it differentiates the graph of the student's gradients."""
+    differentiate: Callable[[LookAhead, Gradients, Gradients], tuple[Gradients, Tensor | None]]
+    """Takes the directions and gradients; returns gradients for the weighting, and a flag."""
+
+
+def exact_gradient(ahead: LookAhead, engine: Engine) -> MetaGradient:
+    """Compute the gradient by one of the exact engines."""
     keeper = StateKeeper(ahead.model, ahead.weighting)
-    with restored_afterwards(keeper) as before, _missing_derivatives(engine):
-        create_graph = not forward and ahead.probe is None
+    with restored_afterwards(keeper) as before, _missing_derivatives(engine.name):
+        create_graph = engine.keeps_graph and ahead.probe is None
         inner_loss, gradients = ahead.evaluate(
             ahead.inner, ahead.parameters, create_graph=create_graph
         )
@@ -44,17 +61,38 @@ def exact_gradient(ahead: LookAhead, engine: str) -> MetaGradient:
         keeper.restore(after.copy())
         step = StudentStep(ahead.average(gradients, ahead.parameters), keeper, after)
         outer_loss, direct, directions = _directions(ahead, step.gradients)
-        factor = ahead.loss_scale if forward else ahead.loss_scale**2  # one for each derivative
+        # One factor for each derivative that is taken by a backward pass.
+        factor = ahead.loss_scale**2 if engine.keeps_graph else ahead.loss_scale
         directions = multiply(directions, factor)
         keeper.restore(before.copy())  # for the same random numbers as in the first pass
-        if forward:
-            through_step = propagate_tangents(ahead, directions, inner_loss)
-        else:
-            through_step = differentiate_gradients(ahead, directions, gradients)
+        through_step, flag = engine.differentiate(ahead, directions, gradients)
+        keeper.restore(before.copy())
+        flags = [flag, contradicts_gradients(ahead, gradients) if ahead.verify else None]
     gradients = add(direct, multiply(through_step, 1 / factor))
-    gradients = ahead.average(gradients, ahead.meta_parameters)
-    gradients = zeros_for_none(gradients, ahead.meta_parameters)
-    return MetaGradient(inner_loss, outer_loss, gradients, engine, step=step)
+    gradients = _average_and_check(ahead, gradients, flags)
+    return MetaGradient(inner_loss, outer_loss, gradients, engine.name, step=step)
+
+
+def _forward(
+    ahead: LookAhead, directions: Gradients, gradients: Gradients
+) -> tuple[Gradients, Tensor | None]:
+    losses = ahead.probe or ahead.inner
+    derivative = differentiate_along(ahead, losses, directions, ahead.meta_parameters)
+    # With a probe, the gradients are those of another loss. In half precision, small directions
+    # underflow, which is no fault of the loss.
+    if ahead.probe is not None or derivative.rounding > SINGLE:
+        return derivative.gradients, None
+    return derivative.gradients, contradicts(derivative, directions, gradients)
+
+
+def _double_backward(
+    ahead: LookAhead, directions: Gradients, gradients: Gradients
+) -> tuple[Gradients, Tensor | None]:
+    return differentiate_gradients(ahead, directions, gradients), None
+
+
+FORWARD = Engine("forward", keeps_graph=False, differentiate=_forward)
+DOUBLE_BACKWARD = Engine("double-backward", keeps_graph=True, differentiate=_double_backward)
 
 
 def _directions(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradients, Gradients]:
@@ -64,10 +102,23 @@ def _directions(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradien
     """
     parameters = ahead.parameters
     updated, pull_back = next_parameters(ahead.optimizer, parameters, gradients, ahead.max_norm)
-    with temporary_values(parameters, updated):
+    moved = [i for i, g in enumerate(gradients) if g is not None]
+    with temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
         outer_loss, gradients = ahead.evaluate(ahead.outer, (*parameters, *ahead.meta_parameters))
     gradients, direct = gradients[: len(parameters)], gradients[len(parameters) :]
     return outer_loss, direct, pull_back(ahead.average(gradients, parameters))
+
+
+def _average_and_check(ahead: LookAhead, gradients: Gradients, flags: Flags) -> tuple[Tensor, ...]:
+    """Average the gradients over the processes, which also raise their errors together."""
+    parameters = ahead.meta_parameters
+    raised = torch.zeros((), device=parameters[0].device)
+    for flag in flags:
+        raised = raised if flag is None else raised + flag.to(raised.device)
+    *gradients, flag = ahead.average([*gradients, raised], [*parameters, raised])
+    assert flag is not None
+    ahead.alarm.watch(flag > 0)
+    return zeros_for_none(gradients, parameters)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msdlosses._torch import get_mkldnn_enabled, set_mkldnn_enabled
+from msdlosses.meta._interrupts import restoring
+from msdlosses.meta._settings import SharedSetting
 
 
 @contextmanager
@@ -20,21 +23,34 @@ def differentiable_kernels(model: nn.Module) -> Iterator[None]:
     These are fused attention, the fused Transformer layer of evaluation mode, and the recurrent
     layers of cuDNN and oneDNN.
     """
-    backends: Any = torch.backends
-    cudnn, fused = backends.cudnn.enabled, backends.mha.get_fastpath_enabled()
-    mkldnn = get_mkldnn_enabled()
-    recurrent = is_recurrent(model)
-    with sdpa_kernel(SDPBackend.MATH):
-        try:
-            backends.mha.set_fastpath_enabled(False)
-            if recurrent:
-                backends.cudnn.enabled = False
-                set_mkldnn_enabled(False)
+    with plain_attention():
+        if is_recurrent(model):
+            with plain_recurrence():
+                yield
+        else:
             yield
-        finally:
-            backends.mha.set_fastpath_enabled(fused)
-            backends.cudnn.enabled = cudnn
-            set_mkldnn_enabled(mkldnn)
+
+
+@SharedSetting
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    mha: Any = torch.backends.mha
+    restore = partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+    with restoring(restore), sdpa_kernel(SDPBackend.MATH):
+        mha.set_fastpath_enabled(False)
+        yield
+
+
+@SharedSetting
+@contextmanager
+def plain_recurrence() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    restore_cudnn = partial(setattr, cudnn, "enabled", cudnn.enabled)
+    restore_mkldnn = partial(set_mkldnn_enabled, get_mkldnn_enabled())
+    with restoring(restore_cudnn), restoring(restore_mkldnn):
+        cudnn.enabled = False
+        set_mkldnn_enabled(False)
+        yield
 
 
 def is_recurrent(model: nn.Module) -> bool:

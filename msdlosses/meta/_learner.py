@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_choice, check_holds, check_integer, check_that, check_type
+from msdlosses.meta._alarm import Alarm
+from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._lookahead import (
     Gradients,
     Group,
@@ -158,6 +161,8 @@ class MetaLearner:
         self.max_norm = max_norm
         self.scaler = scaler
         self._steps_taken = 0
+        self._steps_learned = 0
+        self._alarm = Alarm()
         self._bare, self._wrapper = unwrap(student)
         self._group = None if self._wrapper is None else self._wrapper.process_group
         # The student's parameters are equal already; others that its optimizer holds may not be.
@@ -174,6 +179,9 @@ class MetaLearner:
     ) -> MetaStep:
         """Update the student and, if this step is due, the weighting.
 
+        While all parameters of the weighting are frozen, this is a plain step. Buffers and random
+        states change as in one plain step on ``inner``, which may be called several times.
+
         Args:
             inner: the student's training loss, which uses the weighting: ``model -> scalar``. For
                 gradient accumulation, a sequence of losses to sum.
@@ -183,9 +191,12 @@ class MetaLearner:
 
         Raises:
             TypeError: a loss does not return a scalar tensor.
-            ValueError: the losses do not connect the weighting to ``outer``.
+            ValueError: the losses do not connect the weighting to ``outer``, a loss changes
+                parameters in place, or the gradient of ``inner`` is not its derivative. On a GPU,
+                the last of these is raised by a later step.
             NotImplementedError: an operation lacks a derivative that the engine needs.
         """
+        self._alarm.poll()
         ahead = self._look_ahead(inner, outer, probe)
         if self._wrapper is not None and self._wrapper.broadcast_buffers:
             _broadcast(self._bare.buffers(), self._wrapper.process_group)
@@ -207,6 +218,8 @@ class MetaLearner:
         There is one tensor for each parameter of the weighting that requires a gradient, in their
         order. Arguments and errors are those of `step`.
         """
+        if not trainable(self.weighting):
+            return ()
         return self._gradient(self._look_ahead(inner, outer, probe)).gradients
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,7 +246,10 @@ class MetaLearner:
         self._steps_taken = state_dict["steps_taken"]
 
     def _is_due(self) -> bool:
+        """Return whether this step learns weights: never while the weighting is frozen."""
         after_warmup = self._steps_taken - self.warmup
+        if not trainable(self.weighting):
+            return False
         return after_warmup < 0 or after_warmup % self.update_every == 0
 
     def _look_ahead(
@@ -249,12 +265,14 @@ class MetaLearner:
             self.max_norm,
             self._loss_scale(),
             self._group,
+            self._alarm,
+            verify=self._steps_learned & (self._steps_learned - 1) == 0,  # 0, 1, 2, 4, 8, ...
         )
 
     def _loss_scale(self) -> float:
         if self.scaler is None or not self.scaler.is_enabled():
             return 1.0
-        one = torch.ones((), device=trainable(self.weighting)[0].device)
+        one = torch.ones((), device=next(self.weighting.parameters()).device)
         value: float = self.scaler.scale(one).item()  # this also initializes the scaler
         return value
 
@@ -270,6 +288,7 @@ class MetaLearner:
     def _learn(self, ahead: LookAhead) -> MetaStep:
         """Update the student and the weighting, in the order of the mode."""
         result = self._gradient(ahead)
+        self._steps_learned += 1
         if self.mode == "lookahead":
             self._update_weighting(ahead, result.gradients)
         if self.mode == "lookahead" or result.step is None:
@@ -293,6 +312,8 @@ class MetaLearner:
         self._update(ahead, self.optimizer, ahead.parameters, gradients, self.max_norm)
 
     def _update_weighting(self, ahead: LookAhead, gradients: Gradients) -> None:
+        if not any(p.requires_grad for p in parameters_of(self.weighting_optimizer)):
+            return  # a scaler cannot step an optimizer without gradients
         self._update(ahead, self.weighting_optimizer, ahead.meta_parameters, gradients, None)
 
     def _update(
@@ -304,12 +325,18 @@ class MetaLearner:
         max_norm: float | None,
     ) -> None:
         """Take a step of an optimizer, by way of the scaler if there is one."""
+        with restoring(partial(_remove_gradients, parameters)):
+            optimizer.zero_grad()
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and ahead.loss_scale != 1:
+                    gradient = gradient * ahead.loss_scale  # which the scaler will undo
+                parameter.grad = gradient
+            self._step_optimizer(optimizer, parameters, max_norm)
+
+    def _step_optimizer(
+        self, optimizer: Optimizer, parameters: Sequence[Tensor], max_norm: float | None
+    ) -> None:
         scaler = self.scaler if self.scaler is not None and self.scaler.is_enabled() else None
-        optimizer.zero_grad()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None and ahead.loss_scale != 1:
-                gradient = gradient * ahead.loss_scale  # which the scaler will undo
-            parameter.grad = gradient
         if scaler is not None:
             scaler.unscale_(optimizer)
         if max_norm is not None:
@@ -318,9 +345,12 @@ class MetaLearner:
             optimizer.step()
         else:
             scaler.step(optimizer)
-        for parameter in parameters:
-            parameter.grad = None
-        torch.clear_autocast_cache()  # a surrounding region would use the old parameters
+
+
+def _remove_gradients(parameters: Sequence[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+    torch.clear_autocast_cache()  # a surrounding region would use the old parameters
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:

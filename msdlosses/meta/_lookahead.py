@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Function
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_that
-from msdlosses.meta._graph import check_no_reentrant_checkpoint, watch_custom_functions
+from msdlosses._torch import version
+from msdlosses.meta._alarm import Alarm
+from msdlosses.meta._graph import (
+    check_no_reentrant_checkpoint,
+    custom_functions,
+    watch_custom_functions,
+)
 from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._losses import Losses
+from msdlosses.meta._modes import WatchedHooks
 from msdlosses.meta._state import State, StateKeeper
 
 Gradients = Sequence[Tensor | None]
@@ -38,6 +46,11 @@ class LookAhead:
     """Keeps gradients in half precision from underflowing."""
     group: Group | None = None
     """The processes to average over; None for a single process."""
+    alarm: Alarm = field(default_factory=Alarm)
+    verify: bool = True
+    """Whether to compare the gradients of `inner` with its derivative, by one more pass."""
+    functions: set[type[Function]] = field(default_factory=set)
+    """The custom Functions that were found in the losses, if they are to be compared."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -55,19 +68,35 @@ class LookAhead:
         """Return the sum of the losses, detached, and its gradients in this process."""
         values: list[Tensor] = []
         gradients: Gradients = [None] * len(parameters)
-        with differentiable_kernels(self.model) if create_graph else nullcontext():
+        trained = [p for p in parameters if p.requires_grad]
+        versions = [version(p) for p in trained]
+        with self._twice_differentiable() if create_graph else nullcontext():
             for loss in losses(self.model):
                 values.append(loss.detach())
                 gradients = add(gradients, self._gradients(loss, parameters, create_graph))
+        unchanged = versions == [version(p) for p in trained]
+        what = f"`{losses.name}` to leave the parameters of the optimizer as they are"
+        check_that(what, unchanged, "changes in place")
         dense = all(g is None or g.layout == torch.strided for g in gradients)
         check_that("dense gradients", dense, "sparse ones", "Set sparse=False.")
         return torch.stack(values).sum(), gradients
+
+    @contextmanager
+    def _twice_differentiable(self) -> Iterator[None]:
+        with differentiable_kernels(self.model), self.watched_hooks():
+            yield
+
+    def watched_hooks(self) -> AbstractContextManager[object]:
+        """Return a context that checks hooks. It costs time for each operation, so not always."""
+        return WatchedHooks() if self.verify else nullcontext()
 
     def _gradients(
         self, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool
     ) -> Gradients:
         if loss.grad_fn is None:
             raise no_path()
+        if self.verify:
+            self.functions.update(custom_functions(loss))
         if create_graph:
             watch_custom_functions(loss)
         scaled = loss if self.loss_scale == 1 else loss * self.loss_scale

@@ -9,12 +9,20 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from msdlosses.meta._exact import MissingDerivativeError, exact_gradient
+from msdlosses.meta._exact import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    Engine,
+    MissingDerivativeError,
+    exact_gradient,
+)
 from msdlosses.meta._kernels import is_recurrent
 from msdlosses.meta._lookahead import LookAhead, MetaGradient
 from msdlosses.meta._losses import Loss, Losses
 from msdlosses.meta._support import check_engine, check_problem, check_unrolled, unwrap
 from msdlosses.meta._unrolled import unrolled_gradient
+
+EXACT = {engine.name: engine for engine in (FORWARD, DOUBLE_BACKWARD)}
 
 
 def meta_gradient(
@@ -34,9 +42,11 @@ def meta_gradient(
     .. math:: \nabla_\Phi L_\mathrm{outer}\bigl(\mathrm{opt}(\theta,
         \nabla_\theta L_\mathrm{inner}(\theta, \Phi))\bigr)
 
-    This function does not change any state. The losses run uncompiled. `student` may be compiled,
-    or wrapped in `DistributedDataParallel`: then the losses are called with the module inside the
-    wrapper, and each process gets the gradient of the losses averaged over the processes.
+    This function does not change any state: the buffers of all modules that the losses call stay as
+    they are. ``inner`` is called more than once, and must return the same loss. The losses
+    run uncompiled. `student` may be compiled, or wrapped in `DistributedDataParallel`: then the
+    losses are called with the module inside the wrapper, and each process gets the gradient of the
+    losses averaged over the processes.
 
     Args:
         inner: the student's training loss, which uses the weighting: ``model -> scalar``. For
@@ -68,8 +78,9 @@ def meta_gradient(
         TypeError: an argument has the wrong type, a loss does not return a scalar tensor, the
             optimizer is not supported, or the student is sharded or wrapped in parts.
         ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
-            losses do not connect the weighting to ``outer``; or ``inner`` returns another value
-            when it is called again.
+            losses do not connect the weighting to ``outer``; a loss changes parameters in place; or
+            the gradient of ``inner`` is not its derivative, because hooks or custom Functions
+            change it, or because ``inner`` returns another loss in another call.
         NotImplementedError: an operation lacks a derivative that the engine needs.
 
     Example:
@@ -103,29 +114,28 @@ def meta_gradient(
         max_norm,
         group=None if wrapper is None else wrapper.process_group,
     )
-    return gradient_of(ahead, engine, steps).gradients
+    gradients = gradient_of(ahead, engine, steps).gradients
+    ahead.alarm.wait()
+    return gradients
 
 
 def gradient_of(ahead: LookAhead, engine: str, steps: int = 1) -> MetaGradient:
     """Compute the gradient by an engine; change no state."""
     if engine == "higher" or steps > 1:
         return unrolled_gradient(ahead, steps)
-    engines = preferred_engines(ahead) if engine == "auto" else (engine,)
-    for name in engines:
-        try:
-            result = exact_gradient(ahead, name)
-        except MissingDerivativeError as error:
-            if name == engines[-1]:
-                raise
-            missing = error
-            continue
-        if name == engines[0]:
-            return result
-        warnings.warn(f"{missing} Used engine={name!r} instead.", stacklevel=5)
+    if engine != "auto":
+        return exact_gradient(ahead, EXACT[engine])
+    first, second = preferred_engines(ahead)
+    try:
+        return exact_gradient(ahead, first)
+    except MissingDerivativeError as error:
+        missing = error
+    result = exact_gradient(ahead, second)
+    warnings.warn(f"{missing} Used engine={second.name!r} instead.", stacklevel=5)
     return replace(result, fell_back=True)
 
 
-def preferred_engines(ahead: LookAhead) -> tuple[str, str]:
+def preferred_engines(ahead: LookAhead) -> tuple[Engine, Engine]:
     """Return the engine that "auto" tries first, and its fallback.
 
     Double backward continues from the graph of the student's own gradient. With a probe there is no
@@ -134,5 +144,5 @@ def preferred_engines(ahead: LookAhead) -> tuple[str, str]:
     """
     several = ahead.probe is not None or len(ahead.inner) > 1
     if several or is_recurrent(ahead.model):
-        return "forward", "double-backward"
-    return "double-backward", "forward"
+        return FORWARD, DOUBLE_BACKWARD
+    return DOUBLE_BACKWARD, FORWARD

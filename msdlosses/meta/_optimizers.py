@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,12 +50,13 @@ def _sgd(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Ten
     return _moved(p, grad, group["lr"])
 
 
-def _adam(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
+def _adam(
+    p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any], *, decoupled: bool = False
+) -> Tensor:
+    """Step as `torch.optim.Adam`, where each group decides how its weights decay."""
+    if group.get("decoupled_weight_decay", decoupled):
+        return _adam_step(p * (1 - group["lr"] * group["weight_decay"]), grad, state, group)
     return _adam_step(p, _decayed(p, grad, group), state, group)
-
-
-def _adamw(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
-    return _adam_step(p * (1 - group["lr"] * group["weight_decay"]), grad, state, group)
 
 
 def _adam_step(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
@@ -133,7 +135,7 @@ class _DifferentiableAdam(_Elementwise):
 
 
 class _DifferentiableAdamW(_Elementwise):
-    update = staticmethod(_adamw)
+    update = staticmethod(partial(_adam, decoupled=True))
 
 
 class _DifferentiableRMSprop(_Elementwise):
@@ -152,8 +154,6 @@ DIFFERENTIABLE: dict[type[Optimizer], type[Any]] = {
 
 def differentiable(optimizer: Optimizer) -> type[Any]:
     """Return the class of differentiable optimizers that takes the same steps."""
-    if any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
-        return _DifferentiableAdamW  # this is an option of torch.optim.Adam
     return DIFFERENTIABLE[type(optimizer)]
 
 
@@ -161,10 +161,37 @@ def next_parameter(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
 ) -> Tensor:
     """Return a parameter after the next step, as a function of its gradient only."""
+    if parameter.is_complex():
+        return _next_complex_parameter(optimizer, group, parameter, gradient)
+    state = _copy_state(optimizer, parameter)
+    return _next_value(optimizer, group, parameter, gradient, state)
+
+
+def _next_complex_parameter(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
+) -> Tensor:
+    """Step as `torch.optim`, which treats the real and the imaginary part as two parameters."""
+    state = {name: _parts(value) for name, value in _copy_state(optimizer, parameter).items()}
+    parts = _next_value(optimizer, group, _parts(parameter), _parts(gradient), state)
+    return torch.view_as_complex(parts)
+
+
+def _parts(value: Any) -> Any:
+    is_complex = isinstance(value, Tensor) and value.is_complex()
+    return torch.view_as_real(value) if is_complex else value
+
+
+def _next_value(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameter: Tensor,
+    gradient: Tensor,
+    state: State,
+) -> Tensor:
     key = 0  # stands for the parameter, which `higher` would copy
     stub = SimpleNamespace(param_groups=[{**group, "params": [key]}], state={})
     twin = differentiable(optimizer)(stub, [key])
-    twin.state[0][0].update(_copy_state(optimizer, parameter))
+    twin.state[0][0].update(state)
     (updated,) = twin.step(
         torch.zeros((), requires_grad=True),  # a loss, whose gradient the callback replaces
         params=[parameter.detach()],

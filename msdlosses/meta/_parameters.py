@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from msdlosses._torch import make_dual, preserve_version_counter
+from msdlosses._torch import (
+    enter_forward_mode,
+    leave_forward_mode,
+    make_dual,
+    preserve_version_counter,
+    set_tangents_enabled,
+)
+from msdlosses.meta._interrupts import restoring
+from msdlosses.meta._modes import ForwardMode
+
+_one_at_a_time = RLock()
+"""PyTorch has one level of forward mode for all threads."""
 
 
 @contextmanager
@@ -19,11 +31,9 @@ def temporary_values(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> 
     Their storage is replaced and not written to, so that a graph that saved it stays intact.
     """
     original = [p.data for p in parameters]
-    try:
+    with restoring(partial(_set_data, parameters, original)):
         _set_data(parameters, values)
         yield
-    finally:
-        _set_data(parameters, original)
 
 
 def _set_data(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -38,7 +48,7 @@ def tangents(
     directions: Sequence[Tensor | None],
     model: nn.Module,
     meta_parameters: Sequence[Tensor],
-) -> Iterator[None]:
+) -> Iterator[ForwardMode]:
     """Attach tangents to parameters, wherever a module holds them.
 
     The graph records only the meta-parameters, and none of the model's parameters. A tangent
@@ -48,17 +58,19 @@ def tangents(
     pairs = [(p, d) for p, d in zip(parameters, directions, strict=True) if d is not None]
     student = {*parameters, *model.parameters()} - {*meta_parameters}
     recorded = [p for p in student if p.requires_grad]
-    with ExitStack() as stack:
+    with _one_at_a_time, ExitStack() as stack:
         for parameter, _ in pairs:
             stack.enter_context(preserve_version_counter(parameter))
-        stack.enter_context(forward_ad.dual_level())
-        stack.callback(_set_requires_grad, recorded, True)
+        stack.enter_context(restoring(leave_forward_mode))
+        enter_forward_mode()
+        stack.enter_context(restoring(partial(set_tangents_enabled, True)))
+        stack.enter_context(restoring(partial(_set_requires_grad, recorded, True)))
         _set_requires_grad(recorded, False)
         for parameter, direction in pairs:
             dual: Tensor = make_dual(parameter.detach(), direction)
             parameter.copy_(dual)
         torch.clear_autocast_cache()
-        yield
+        yield stack.enter_context(ForwardMode())
 
 
 def _set_requires_grad(parameters: Iterable[Tensor], requires_grad: bool) -> None:

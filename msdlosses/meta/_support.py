@@ -70,8 +70,18 @@ def check_student(student: nn.Module) -> None:
     wrapped = [name for name, module in bare.named_modules() if isinstance(module, WRAPPERS)]
     _check_none("DistributedDataParallel around the whole student", wrapped, TypeError)
     _check_none("`student` without hooks on gradients, which are not seen", backward_hooks(bare))
-    sharded = [name for name, p in bare.named_parameters() if type(p.data) is not Tensor]
-    _check_none("parameters that are plain tensors, not sharded", sharded, TypeError)
+    trained = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
+    sharded = [name for name, p in trained if type(p.data) is not Tensor]
+    _check_none("trained parameters that are plain tensors, not sharded", sharded, TypeError)
+    what = "embeddings with neither `max_norm` nor `scale_grad_by_freq`"
+    _check_none(what, (name for name, m in bare.named_modules() if _rescales(m)))
+
+
+def _rescales(module: nn.Module) -> bool:
+    """Return whether an embedding is trained by something else than the derivative."""
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or not module.weight.requires_grad:
+        return False
+    return module.scale_grad_by_freq or module.max_norm is not None
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -81,6 +91,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
     check_that(f"`optimizer` to be one of {names}", known, got, error=TypeError)
     what = "`optimizer` without hooks, which the look-ahead cannot see"
     check_that(what, not has_step_hooks(optimizer), "some")
+    sharded = any(p.requires_grad and type(p.data) is not Tensor for p in parameters_of(optimizer))
+    what = "plain tensors in `optimizer`, not sharded ones"
+    check_that(what, not sharded, "others", error=TypeError)
 
 
 def check_weighting_optimizer(optimizer: Optimizer, weighting: nn.Module) -> None:
@@ -105,6 +118,8 @@ def check_unrolled(
     own = {id(p) for p in student.parameters()}
     others = [p for p in parameters_of(optimizer) if id(p) not in own]
     check_that("only parameters of `student` in `optimizer`, for `higher`", not others, "others")
+    is_complex = any(p.is_complex() for p in parameters_of(optimizer))
+    check_that("real parameters, for `higher`", not is_complex, "complex ones")
 
 
 def _check_none(what: str, places: Iterable[str], error: type[Exception] = ValueError) -> None:

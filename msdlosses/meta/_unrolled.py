@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from msdlosses._checks import check_that
+from msdlosses.meta._consistency import contradicts_gradients
 from msdlosses.meta._graph import graph_nodes
 from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._lookahead import LookAhead, MetaGradient, no_path, zeros_for_none
 from msdlosses.meta._losses import Losses
 from msdlosses.meta._optimizers import differentiable, monkeypatch
-from msdlosses.meta._state import StateKeeper, restored_afterwards
+from msdlosses.meta._state import State, StateKeeper, restored_afterwards
 from msdlosses.meta._step import as_optimizer_uses
 
 
@@ -19,7 +20,11 @@ def unrolled_gradient(ahead: LookAhead, steps: int) -> MetaGradient:
     """Take some steps on the inner loss, and differentiate through all of them."""
     parameters = list(ahead.model.parameters())
     keeper = StateKeeper(ahead.model, ahead.weighting)
-    with restored_afterwards(keeper), differentiable_kernels(ahead.model):
+    with (
+        restored_afterwards(keeper) as before,
+        differentiable_kernels(ahead.model),
+        ahead.watched_hooks(),
+    ):
         model = monkeypatch(ahead.model, track_higher_grads=True)
         optimizer = differentiable(ahead.optimizer)(
             ahead.optimizer,
@@ -33,8 +38,20 @@ def unrolled_gradient(ahead: LookAhead, steps: int) -> MetaGradient:
             optimizer.step(inner_losses[-1])
         outer_loss = _sum(ahead.outer, model, parameters)
         found = torch.autograd.grad(outer_loss, ahead.meta_parameters, allow_unused=True)
+        if ahead.verify:
+            _verify(ahead, keeper, before)
     gradients = zeros_for_none(found, ahead.meta_parameters)
     return MetaGradient(inner_losses[0].detach(), outer_loss.detach(), gradients, "higher")
+
+
+def _verify(ahead: LookAhead, keeper: StateKeeper, before: State) -> None:
+    """Check the gradients of the first step, on the student itself."""
+    keeper.restore(before.copy())
+    _, gradients = ahead.evaluate(ahead.inner, ahead.parameters)
+    keeper.restore(before.copy())
+    flag = contradicts_gradients(ahead, gradients)
+    if flag is not None:
+        ahead.alarm.watch(flag)
 
 
 def _sum(losses: Losses, model: nn.Module, original: list[nn.Parameter]) -> Tensor:

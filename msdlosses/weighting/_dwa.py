@@ -67,8 +67,9 @@ class DynamicWeightAverage(Float32Buffers, Weighting):
         self.temperature = temperature
         self.group = group
         # Sums over the current epoch, and the means of the last two.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         for name in ("total", "count", "last", "before"):
-            self.register_buffer(name, torch.zeros(len(self.names), dtype=torch.float32))
+            self.register_buffer(name, torch.zeros(len(self.names), dtype=dtype))
 
     def forward(
         self,

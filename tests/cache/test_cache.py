@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cache_helpers import Teacher, make_data, make_views, run_script
@@ -41,6 +42,36 @@ def test_index_of_any_integer_dtype(dtype: torch.dtype, cache: TeacherCache) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        ([7, 0, 7], [7, 0, 7]),
+        (np.array([3, 1], dtype=np.int32), [3, 1]),
+        (np.array([3, 1], dtype=np.uint64), [3, 1]),
+        ([], []),
+        (np.array([], dtype=np.int64), []),
+        (slice(None), [*range(10)]),
+        (slice(2, 5), [2, 3, 4]),
+        (slice(-3, None), [7, 8, 9]),
+        (slice(8, 100), [8, 9]),
+        (slice(None, None, -4), [9, 5, 1]),
+        (slice(5, 5), []),
+    ],
+    ids=str,
+)
+def test_index_of_lists_arrays_and_slices(index: Any, rows: list[int], cache: TeacherCache) -> None:
+    expected = cache[torch.tensor(rows, dtype=torch.long)]
+    for view, logits in cache[index].items():
+        assert torch.equal(logits, expected[view])
+
+
+@pytest.mark.parametrize("index", [4, np.int64(4), np.uint8(4)], ids=repr)
+def test_integer_returns_the_logits_of_one_sample(index: Any, cache: TeacherCache) -> None:
+    expected = cache[torch.tensor([4])]
+    for view, logits in cache[index].items():
+        assert torch.equal(logits, expected[view][0])
+
+
 def test_empty_index_returns_empty_logits(cache: TeacherCache) -> None:
     views = cache[torch.tensor([], dtype=torch.long)]
     assert {view: logits.shape for view, logits in views.items()} == dict.fromkeys(
@@ -66,9 +97,17 @@ def test_writing_to_returned_logits_does_not_change_the_cache(cache: TeacherCach
         (torch.tensor([]), TypeError, r"integers, got float32 \(0,\)"),
         (torch.tensor([[0, 1]]), ValueError, r"shape \(N,\), got \(1, 2\)"),
         (torch.tensor(3), ValueError, r"shape \(N,\), got \(\)"),
-        ([0, 1], TypeError, "integers, got list"),
-        (3, TypeError, "integers, got int"),
-        (slice(0, 2), TypeError, "integers, got slice"),
+        ([0.0, 1.0], TypeError, r"integers, got float64 \(2,\)"),
+        ([True, False], TypeError, r"integers, got bool \(2,\)"),
+        ([[0, 1]], ValueError, r"shape \(N,\), got \(1, 2\)"),
+        ([0, 10], IndexError, r"\[0, 10\), got 10"),
+        (np.array(["a"]), TypeError, r"integers, got <U1 \(1,\)"),
+        (10, IndexError, r"\[0, 10\), got 10"),
+        (-1, IndexError, r"\[0, 10\), got -1"),
+        (2.0, TypeError, "integers, got float"),
+        (True, TypeError, r"integers, got bool \(1,\)"),
+        ("full", TypeError, "integers, got str"),
+        (None, TypeError, "integers, got NoneType"),
     ],
     ids=[
         "too large",
@@ -79,9 +118,17 @@ def test_writing_to_returned_logits_does_not_change_the_cache(cache: TeacherCach
         "empty float",
         "2-D",
         "0-D",
-        "list",
-        "int",
-        "slice",
+        "list of floats",
+        "list of bools",
+        "nested list",
+        "list, too large",
+        "array of strings",
+        "int, too large",
+        "negative int",
+        "float number",
+        "bool number",
+        "view",
+        "None",
     ],
 )
 def test_rejects_invalid_index(

@@ -65,7 +65,8 @@ def test_top_k_is_small_on_disk_and_read_after_opening(tmp_path: Path) -> None:
     loader = logits_loader(logits)
     cache = TeacherCache.build(return_pixels, make_views(), loader, tmp_path, top_k=8)
     (records,) = tmp_path.glob("*.records")
-    assert records.stat().st_size <= 4096 + 50 * 3 * (8 * (2 + 4) + 2)
+    # For each of three views 8 values, their classes, the rest, and the shift.
+    assert records.stat().st_size <= 4096 + 50 * (3 * (8 * (2 + 4) + 2 + 4) + 24)
     rows = torch.tensor([49, 0])
     assert torch.equal(TeacherCache.open(tmp_path)[rows]["full"], cache[rows]["full"])
 
@@ -108,8 +109,9 @@ def sequences(*lengths: int) -> Any:
 
 INVALID: dict[str, tuple[Callable[[], Any], str]] = {
     "NaN": (lambda: one_batch([1.0], [torch.nan]), "no NaN in the teacher's logits of `full`"),
-    "too large": (lambda: one_batch([-torch.inf, 70000.0]), "`full` of at most 65504.*got 70000"),
-    "too small": (lambda: one_batch([-1e9]), "`full` of at most 65504.*got -1e"),
+    "too large": (lambda: one_batch([-70000.0, 70000.0]), "`full` of at most 65504.*got -70000"),
+    "too small": (lambda: one_batch([0.0, -1e9]), "`full` of at most 65504.*got -1e"),
+    "zero classes": (lambda: [logits_loader(torch.ones(3, 0))[0]], r"at least one class.*\(0,\)"),
     "infinite": (lambda: one_batch([torch.inf]), "`full` of at most 65504.*got inf"),
     "other shape": (
         lambda: sequences(5, 6),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from msdlosses import TeacherCache
 from msdlosses.cache import _writing
+from msdlosses.cache._files import seal, unseal
 
 MANIFEST = "manifest.json"
 
@@ -71,7 +73,7 @@ def test_rejects_damaged_or_foreign_files(
 ) -> None:
     other = TeacherCache.build(teacher, make_views(), [make_data(10)], tmp_path / "other").path
     names = sorted(path.name for path in cache.path.iterdir() if path.name != MANIFEST)
-    assert names == ["0000-0000.records", "places.i8"]
+    assert names == ["0000-0000.records", "0000.rows"]
     for name in names:
         folder = tmp_path / name
         shutil.copytree(cache.path, folder)
@@ -95,13 +97,43 @@ def test_rejects_manifest_of_another_format(text: str, cache: TeacherCache) -> N
 @pytest.mark.parametrize("fingerprint", [None, "v1"])
 def test_rejects_incomplete_manifest(fingerprint: str | None, cache: TeacherCache) -> None:
     path = cache.path / MANIFEST
-    complete = json.loads(path.read_text())
-    for key in set(complete) - {"format"}:
-        path.write_text(json.dumps({k: v for k, v in complete.items() if k != key}))
+    complete = unseal(path.read_bytes())
+    assert complete is not None
+    for key in complete:
+        path.write_bytes(seal({k: v for k, v in complete.items() if k != key}))
         message = r"Expected (a complete manifest|the fingerprint)"
         with pytest.raises(ValueError, match=message) as error:
             TeacherCache.open(cache.path, fingerprint=fingerprint)
         assert "KeyError" not in str(error.value)
-    path.write_text(json.dumps({**complete, "views": {"full": 4}}))
-    with pytest.raises(ValueError, match="Expected a complete manifest"):
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": {"full": 4}},
+        {"shards": {}},
+        {"shards": []},
+        {"shards": None},
+        {"shards": {"0000-0000.records": 9}},
+        {"shards": {"another.records": 10}},
+        {"index": {}},
+        {"index": {"name": "0000.rows", "count": 0, "crc32": 0}},
+        {"index": {"name": "0000.rows", "count": 11, "crc32": 0}},
+        {"mark": "other"},
+        {"dtype": "int8"},
+    ],
+    ids=str,
+)
+def test_rejects_malformed_manifest(change: dict[str, Any], cache: TeacherCache) -> None:
+    path = cache.path / MANIFEST
+    complete = unseal(path.read_bytes())
+    path.write_bytes(seal({**(complete or {}), **change}))
+    with pytest.raises(ValueError, match="Expected "):
+        TeacherCache.open(cache.path)
+
+
+def test_rejects_manifest_that_was_edited(cache: TeacherCache) -> None:
+    path = cache.path / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shards": {}}))
+    with pytest.raises(ValueError, match="Expected a manifest"):
         TeacherCache.open(cache.path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cache_helpers import (
     Batch,
+    Recorder,
     Teacher,
     assert_equal_in_fp16,
     assert_numbered,
@@ -18,7 +19,6 @@ from cache_helpers import (
     numbered_batch,
     run_script,
 )
-from torch import Tensor, nn
 
 from msdlosses import TeacherCache
 
@@ -29,18 +29,6 @@ def loader():
     os._exit(7)  # no cleanup runs
 TeacherCache.build(lambda pixels, tokens: pixels, views, loader(), sys.argv[1])
 """
-
-
-class Recorder(nn.Module):
-    """Returns the pixels of numbered batches, and records the first pixel of each sample."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pixels: list[float] = []
-
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        self.pixels += pixels[:, 0].tolist()
-        return pixels
 
 
 # Resumed builds

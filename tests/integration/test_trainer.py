@@ -2,151 +2,190 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from groups import leave
+from groups import float64
+from integration import trainers
 from integration.launch import launch
-from recipes import run
-from torch import Tensor, distributed, nn
+from integration.trainers import LR, Sample, Student, make_arguments, make_samples, make_setting
+from recipes import headings, run, snippets
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from msdlosses import Fill, KDLoss, LearnedFill, ModalityViews, MSDLoss, UncertaintyWeighting
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-LR = 0.5
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    with float64():
+        yield
 
 
-class Student(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.text, self.last = nn.Embedding(9, 4), nn.Linear(8, 3)
-
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        return self.last(torch.cat([pixels, self.text(tokens).mean(1)], -1).tanh())
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("processes")
+    launch("trainers.py", folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def make_recipe() -> dict[str, Any]:
-    torch.manual_seed(0)
-    views = ModalityViews(image=Fill(pixels=0.0), text=Fill(tokens=0))
-    return run("transformers", "Trainer", teacher=Student(), views=views, torch=torch)
+def assert_close(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-def make_samples(count: int) -> list[dict[str, Tensor]]:
-    torch.manual_seed(1)
-    return [
-        {
-            "pixels": torch.randn(4),
-            "tokens": torch.randint(1, 9, (5,)),
-            "labels": torch.randint(3, ()),
-        }
-        for _ in range(count)
-    ]
+def mean_loss(setting: dict[str, Any], samples: Sequence[Sample]) -> Tensor:
+    """The mean over all labels that are not -100, one label at a time."""
+    total, count = torch.zeros(()), 0
+    for sample in samples:
+        full = {name: sample[name].unsqueeze(0) for name in ("pixels", "tokens")}
+        views = [
+            full,
+            {**full, "tokens": 0 * full["tokens"]},
+            {**full, "pixels": torch.zeros(1, 4)},
+        ]
+        kept = sample["labels"] != -100
+        for number, view in enumerate(views):
+            s, t = (setting[model](**view)[0, kept] for model in ("student", "teacher"))
+            s_log, t_log = (s / 2).log_softmax(-1), (t.detach() / 2).log_softmax(-1)
+            total = total + 0.5 * 4 * (t_log.exp() * (t_log - s_log)).sum()
+            if number == 0:
+                total = total + 0.5 * F.cross_entropy(s, sample["labels"][kept], reduction="sum")
+        count += int(kept.sum())
+    return total / count
 
 
-def train(folder: Path, samples: int, batch: int, parts: int, counts: bool) -> list[Tensor]:
-    """Take one step, and return the student's parameters.
-
-    Args:
-        folder: the output folder.
-        samples: the number of samples.
-        batch: the batch size per device.
-        parts: the number of batches to accumulate.
-        counts: whether the Trainer counts labels.
-    """
-    distiller_class = make_recipe()["Distiller"]
-    torch.manual_seed(2)
-    student = Student()
-    student.accepts_loss_kwargs = counts
-    args = transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=parts,
-        max_steps=1, optim="sgd", learning_rate=LR, lr_scheduler_type="constant",
-        max_grad_norm=0.0, save_strategy="no", report_to="none", disable_tqdm=True,
-        use_cpu=True, remove_unused_columns=False,
-    )  # fmt: skip
-    trainer = distiller_class(student, args, train_dataset=make_samples(samples))
-    trainer.train()
-    return [p.detach() for p in student.parameters()]
-
-
-@pytest.mark.parametrize(("samples", "counts"), [(4, True), (4, False), (6, True), (7, True)])
-def test_gradient_accumulation_equals_the_whole_batch(
-    tmp_path: Path, samples: int, counts: bool
-) -> None:
-    """Batches may differ in size only if the Trainer counts labels."""
-    parts = train(tmp_path, samples, 4 if samples > 4 else 2, 2, counts)
-    whole = train(tmp_path, samples, samples, 1, counts)
-    for actual, expected in zip(parts, whole, strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-def test_step_equals_a_plain_loop(tmp_path: Path) -> None:
-    data = make_samples(4)
-    batch = {name: torch.stack([s[name] for s in data]) for name in data[0]}
-    recipe, views = make_recipe(), make_recipe()["views"]
-    torch.manual_seed(2)
-    student = Student()
-    target = batch.pop("labels")
+def plain_step(*parts: Sequence[Sample]) -> dict[str, Tensor]:
+    """The state after a plain step on the average of the means over some parts."""
+    setting = make_setting()
+    loss = torch.stack([mean_loss(setting, samples) for samples in parts]).mean()
+    gradients = torch.autograd.grad(loss, list(setting["student"].parameters()))
     with torch.no_grad():
-        t = views(recipe["teacher"], batch)
-    s = views(student, batch)
-    task = nn.functional.cross_entropy(s["full"], target)
-    (0.5 * task + 0.5 * recipe["msd"](s, t, target)).backward()
-    trained = train(tmp_path, 4, 2, 2, True)
-    for actual, p in zip(trained, student.parameters(), strict=True):
-        assert p.grad is not None
-        torch.testing.assert_close(actual, p - LR * p.grad)
+        for parameter, gradient in zip(setting["student"].parameters(), gradients, strict=True):
+            parameter -= LR * gradient
+    return trainers.state(setting)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(8, 1), (4, 2), (2, 4), (3, 3)])
+@pytest.mark.parametrize("average", [True, False])
+def test_accumulated_step_equals_a_plain_loop_on_the_whole_batch(
+    tmp_path: Path, batch: int, parts: int, average: bool
+) -> None:
+    """Three micro-batches of three samples are not full."""
+    actual, _ = trainers.train(tmp_path, batch, parts, average_tokens_across_devices=average)
+    assert_close(actual, plain_step(make_samples(8)))
+
+
+def test_two_processes_equal_one_with_the_whole_batch(processes: list[Any]) -> None:
+    expected = plain_step(make_samples(8))
+    for result in processes:
+        assert_close(result["all labels"], expected)
+
+
+def test_processes_with_equally_many_labels_may_count_their_own(processes: list[Any]) -> None:
+    expected = plain_step(make_samples(8, even=True))
+    for result in processes:
+        assert_close(result["even"], expected)
+
+
+def test_processes_that_count_their_own_labels_average_their_means(processes: list[Any]) -> None:
+    seen = [
+        [{n: x[i] for n, x in part.items()} for part in result["own labels"][1] for i in range(2)]
+        for result in processes
+    ]
+    counts = [sum(int((sample["labels"] != -100).sum()) for sample in part) for part in seen]
+    assert counts[0] != counts[1]
+    expected = plain_step(*seen)
+    for result in processes:
+        assert_close(result["own labels"][0], expected)
 
 
 def test_trainer_trains_everything_in_the_distillation_module(tmp_path: Path) -> None:
     views = ModalityViews(image=LearnedFill(pixels=(4,)), text=Fill(tokens=0))
     msd = MSDLoss(KDLoss(2.0), UncertaintyWeighting(views.names))
-    module = run("distributed", "One module")["Distillation"](Student(), views, msd)
-    teacher = Student()
+
+    class Classifier(Student):
+        def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+            return super().forward(pixels, tokens).mean(1)
+
+    module = run("distributed", "One module")["Distillation"](Classifier(), views, msd)
+    teacher = Classifier()
 
     class Distiller(transformers.Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             return model(teacher, inputs, inputs.pop("labels"))
 
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    args = transformers.TrainingArguments(
-        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
-        remove_unused_columns=False, save_strategy="no", learning_rate=0.1,
-    )  # fmt: skip
-    Distiller(module, args, train_dataset=make_samples(4)).train()
+    data = [{**sample, "labels": sample["labels"][0]} for sample in make_samples(4)]
+    args = make_arguments(tmp_path, 4, learning_rate=0.1, optim="adamw_torch")
+    Distiller(module, args, train_dataset=data).train()
     assert len(before) == 5
     assert all(not torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
-def test_evaluation_returns_the_loss_and_the_logits_on_the_full_view(tmp_path: Path) -> None:
-    distiller_class = make_recipe()["Distiller"]
-    args = transformers.TrainingArguments(
-        str(tmp_path), per_device_eval_batch_size=2, report_to="none", use_cpu=True,
-        remove_unused_columns=False, disable_tqdm=True, label_names=["labels"],
+def test_evaluation_returns_the_mean_loss_and_the_logits_on_the_full_view(tmp_path: Path) -> None:
+    setting, samples = make_setting(), make_samples(4, even=True)
+    output = trainers.make_trainer(make_arguments(tmp_path, 2), None, setting).predict(samples)
+    expected = setting["student"](
+        **{name: trainers.stack(samples)[name] for name in ("pixels", "tokens")}
+    )
+    assert_close(torch.from_numpy(output.predictions), expected.detach())
+    assert output.metrics["test_loss"] == pytest.approx(mean_loss(setting, samples).item())
+
+
+def test_loss_without_the_count_of_the_trainer_is_the_mean(tmp_path: Path) -> None:
+    setting, samples = make_setting(), make_samples(4)
+    trainer = trainers.make_trainer(make_arguments(tmp_path, 4), None, setting)
+    loss = trainer.compute_loss(setting["student"], trainers.stack(samples))
+    assert_close(loss, mean_loss(setting, samples))
+
+
+def test_causal_language_model_predicts_the_next_token(tmp_path: Path) -> None:
+    """The recipe with the changes for causal language models, on micro-batches of three and one."""
+    block = snippets("trainer", "Distillation")[0]
+    changed = block.replace('inputs.pop("labels") ', 'inputs.pop("labels")[:, 1:] ')
+    assert changed != block
+    names: dict[str, Any] = {}
+    exec(changed, names)
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
-    output = distiller_class(Student(), args).predict(make_samples(5))
-    assert output.predictions.shape == (5, 3)
-    assert output.metrics["test_loss"] > 0
+    torch.manual_seed(0)
+    teacher, student = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+    start = [p.detach().clone().requires_grad_() for p in student.parameters()]
+    views = ModalityViews(
+        image=Fill(attention_mask=0, keep=[0, 3, 4, 5]),
+        text=Fill(attention_mask=0, keep=[0, 1, 2]),
+        output=lambda out: out.logits[:, :-1],
+    )
+    tokens = torch.randint(20, (4, 6))
+    labels = tokens.where(torch.arange(6) >= torch.tensor([[1], [2], [3], [5]]), -100)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    data = [{**{n: x[i] for n, x in batch.items()}, "labels": labels[i]} for i in range(4)]
+    options = {"teacher": teacher, "views": views, "msd": names["msd"], "train_dataset": data}
+    names["Distiller"](student, make_arguments(tmp_path, 3, 2), **options).train()
+
+    parameters = dict(zip(dict(student.named_parameters()), start, strict=True))
+    kept = labels[:, 1:] != -100
+    total = torch.zeros(())
+    for view, inputs in views.inputs(batch).items():
+        s = functional_call(student, parameters, kwargs=inputs).logits[:, :-1][kept]
+        t = teacher(**inputs).logits[:, :-1][kept].detach()
+        total = total + 0.5 * KDLoss(2.0, reduction="sum")(s, t)
+        if view == "full":
+            total = total + 0.5 * F.cross_entropy(s, labels[:, 1:][kept], reduction="sum")
+    gradients = torch.autograd.grad(total / kept.sum(), start)
+    expected = [p - LR * gradient for p, gradient in zip(start, gradients, strict=True)]
+    assert_close([p.detach() for p in student.parameters()], [p.detach() for p in expected])
 
 
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
-    launch("test_trainer.py", tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    whole = train(tmp_path, 8, 8, 1, True)
-    for actual, other, expected in zip(first, second, whole, strict=True):
-        assert torch.equal(actual, other)
-        torch.testing.assert_close(actual, expected)
-
-
-def main(folder: Path) -> None:
-    """Train as one of two processes, each of which accumulates two batches of two samples."""
-    torch.save(train(folder, 8, 2, 2, True), folder / f"{distributed.get_rank()}.pt")
-    leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def test_every_recipe_is_tested() -> None:
+    with_code = {name for name in headings("trainer") if snippets("trainer", name)}
+    assert with_code == {"Distillation", "Learned weights", "Weights first"}

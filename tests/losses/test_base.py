@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from laws import FEATURE_LOSSES, LOSSES, LossCase
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import msdlosses
 from msdlosses import (
     DistillationLoss,
     DISTLoss,
@@ -21,7 +23,6 @@ from msdlosses import (
     KDLoss,
     LogitMSELoss,
     MSDLoss,
-    MultiLabelKDLoss,
     ReverseKDLoss,
     RKDLoss,
     SPLoss,
@@ -31,18 +32,11 @@ from msdlosses import functional as F
 NAN = float("nan")
 LOGITS = torch.zeros(4, 5)
 VALID = torch.ones(4, dtype=torch.bool)
-CLASSES = (
-    DISTLoss,
-    DKDLoss,
-    HintLoss,
-    JSDLoss,
-    KDLoss,
-    LogitMSELoss,
-    MultiLabelKDLoss,
-    ReverseKDLoss,
-    RKDLoss,
-    SPLoss,
-)
+CLASSES = [
+    loss
+    for loss in (getattr(msdlosses, name) for name in msdlosses.__all__)
+    if inspect.isclass(loss) and issubclass(loss, DistillationLoss) and not inspect.isabstract(loss)
+]
 RELATIONAL = [case for case in LOSSES if case.make().relational]
 
 every_case = pytest.mark.parametrize("case", LOSSES, ids=str)
@@ -280,3 +274,20 @@ def test_ignore_index_rejects_scores() -> None:
 def test_ignore_index_rejects_target_of_another_batch_size() -> None:
     with pytest.raises(ValueError, match=r"`target` of shape \(4,\) .* got \(3,\)"):
         KDLoss(ignore_index=-100)(LOGITS, LOGITS, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("ignore_index", [-100, 156, 255, 1000])
+def test_ignore_index_is_compared_as_a_number(dtype: torch.dtype, ignore_index: int) -> None:
+    """In uint8, -100 would be 156."""
+    target = torch.tensor([0, 1, 100]).to(dtype)
+    student, teacher = torch.randn(2, 3, 200)
+    losses = KDLoss(ignore_index=ignore_index, reduction="none")(student, teacher, target)
+    assert (losses > 0).all()
+
+
+def test_ignore_index_of_uint8_targets() -> None:
+    student, teacher = torch.randn(2, 3, 200)
+    target = torch.tensor([156, 3, 156], dtype=torch.uint8)
+    losses = KDLoss(ignore_index=156, reduction="none")(student, teacher, target)
+    assert (losses > 0).tolist() == [False, True, False]

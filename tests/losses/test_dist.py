@@ -32,3 +32,21 @@ def test_is_finite_for_one_sample_or_class(shape: tuple[int, ...]) -> None:
 def test_rejects_weight_that_is_nan() -> None:
     with pytest.raises(ValueError, match=r"`intra` .* got nan"):
         DISTLoss(intra=float("nan"))
+
+
+@pytest.mark.parametrize("offset", [-20.0, -60.0, -85.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_classes_of_tiny_probability_count(offset: float, dtype: torch.dtype) -> None:
+    """The correlation across samples does not depend on the scale of a class."""
+    rare = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]], dtype=dtype) + offset
+    logits = torch.cat([torch.zeros(3, 1, dtype=dtype), rare], 1)
+    student, teacher = logits[:, [0, 2, 1]].requires_grad_(), logits
+    loss = DISTLoss(inter=0.0, reduction="none")
+    values = loss(student, teacher)
+    q, p = (x.detach().double().softmax(-1).numpy() for x in (student, teacher))
+    expected = sum(1 - pearsonr(q[:, c], p[:, c]).statistic for c in (1, 2))
+    # A class of constant probability, the first, has no correlation.
+    assert_close(values.sum().item(), 3 * expected / 3, rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    assert gradient.isfinite().all()
+    assert gradient[:2, 1:].abs().min() > 1e-3

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from msdlosses import HintLoss, LogitMSELoss, MSDLoss
 
+NAN = float("nan")
 FEATURES = torch.zeros(4, 5)
 WIDER = torch.zeros(4, 6)
 
@@ -62,7 +63,67 @@ def test_loss_is_float32_if_autocast_projects_in_bfloat16() -> None:
     assert_close(value, loss(student, teacher), rtol=2e-2, atol=1e-2)
 
 
+# Batch statistics
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_invalid_samples_do_not_enter_the_statistics_of_a_batch(dtype: torch.dtype) -> None:
+    student, teacher = torch.randn(6, 5, dtype=dtype), torch.randn(6, 4)
+    valid = torch.tensor([True, False, True, True, False, True])
+    masked, packed = (HintLoss(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))) for _ in "ab")
+    packed.load_state_dict(masked.state_dict())
+    broken = student.masked_fill(~valid[:, None], NAN)
+    value = masked(broken, teacher, valid=valid)
+    assert_close(value, packed(student[valid], teacher[valid]))
+    value.backward()
+    assert_close(dict(masked.named_buffers()), dict(packed.named_buffers()))
+
+
+def test_ignored_targets_do_not_enter_the_statistics_of_a_batch() -> None:
+    student, teacher = torch.randn(6, 5, 8), torch.randn(6, 4, 8)
+    target = torch.tensor([0, -100, 0, 0, -100, 0])
+    projection = nn.Sequential(nn.Conv1d(5, 4, 1), nn.BatchNorm1d(4))
+    loss = HintLoss(projection, dim=1, ignore_index=-100, reduction="none")
+    values = loss(student, teacher, target)
+    expected = HintLoss(projection, dim=1, reduction="none")(
+        *(x[target == 0] for x in (student, teacher))
+    )
+    assert_close(values[target == 0], expected)
+    assert not values[target != 0].any()
+
+
+def test_no_valid_sample_gives_a_zero_that_is_joined_to_the_projection() -> None:
+    loss = HintLoss(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))
+    student = torch.randn(6, 5, requires_grad=True)
+    value = loss(student, torch.randn(6, 4), valid=torch.zeros(6, dtype=torch.bool))
+    assert value.item() == 0
+    value.backward()
+    for tensor in (student, *loss.parameters()):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+    assert loss.projection[1].num_batches_tracked == 0
+
+
+def test_rejects_masked_positions_with_batch_statistics() -> None:
+    loss = HintLoss(nn.Sequential(nn.Conv1d(5, 4, 1), nn.BatchNorm1d(4)), dim=1)
+    valid = torch.tensor([[True, False]]).expand(3, 2)
+    with pytest.raises(ValueError, match=r"`valid` .*BatchNorm.*Flatten"):
+        loss(torch.randn(3, 5, 2), torch.randn(3, 4, 2), valid=valid)
+    loss.eval()(torch.randn(3, 5, 2), torch.randn(3, 4, 2), valid=valid)
+
+
+def test_half_precision_features_are_projected_in_float32() -> None:
+    student, teacher = torch.randn(3, 5).bfloat16(), torch.randn(3, 6).bfloat16()
+    loss = HintLoss(nn.Linear(5, 6))
+    assert_close(loss(student, teacher), loss(student.float(), teacher.float()))
+
+
 # Errors
+
+
+def test_rejects_features_of_another_precision_than_the_projection() -> None:
+    with pytest.raises(TypeError, match=r"`student` in torch.float32 or half.*got torch.float64"):
+        HintLoss(nn.Linear(5, 6))(FEATURES.double(), WIDER.double())
 
 
 class ReturnsNone(nn.Module):

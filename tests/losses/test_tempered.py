@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import laws
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import msdlosses
 from msdlosses import (
     DistillationLoss,
     DISTLoss,
@@ -20,6 +22,7 @@ from msdlosses import (
     ReverseKDLoss,
 )
 from msdlosses import functional as F
+from msdlosses.losses._tempered import TemperedLoss
 
 NAN = float("nan")
 LOSSES: dict[str, Callable[..., DistillationLoss]] = {
@@ -41,6 +44,14 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "dist": F.dist_loss,
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def test_every_public_loss_at_a_temperature_is_tested_here() -> None:
+    public = [getattr(msdlosses, name) for name in msdlosses.__all__]
+    losses = {loss for loss in public if inspect.isclass(loss) and issubclass(loss, TemperedLoss)}
+    tested = {base for make in LOSSES.values() for base in type(make(1.0)).__mro__}
+    assert losses <= tested, "add it to `LOSSES` and `FUNCTIONS`"
+    assert LOSSES.keys() == FUNCTIONS.keys()
 
 
 # One temperature per sample
@@ -99,6 +110,14 @@ def test_setting_the_temperature_writes_into_buffers_and_parameters(name: str) -
         loss.temperature = 3.0
         assert_close(loss(student, teacher), expected)
         assert {key: value.data_ptr() for key, value in loss.state_dict().items()} == addresses
+
+
+def test_temperature_tensor_is_copied() -> None:
+    temperature = torch.tensor(4.0)
+    losses = [KDLoss(temperature), JSDLoss(temperature)]
+    losses[0].temperature = 1.0
+    assert temperature.item() == 4.0
+    assert losses[1].temperature.item() == 4.0
 
 
 # Learned temperatures

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from multimodal import PAD, Batch, ErrorCases, assert_raises, error_cases, make_batch
@@ -55,6 +56,68 @@ def test_value_of_a_tensor_takes_precedence_over_that_of_its_parent() -> None:
     text = {"tokens": torch.ones(2, 1), "weights": torch.ones(2, 1)}
     masked = Fill(**{"text": 0, "text.tokens": 5})({"text": text})["text"]
     assert [entry.tolist() for entry in masked.values()] == [[[5.0]] * 2, [[0.0]] * 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.complex64])
+def test_infinity_and_fractions_fill_any_floating_point_entry(dtype: torch.dtype) -> None:
+    batch = {"x": torch.ones(2, dtype=dtype), "y": torch.ones(2, dtype=dtype)}
+    for low in (float("-inf"), torch.tensor(float("-inf"))):
+        masked = Fill(x=low, y=0.5)(batch)
+        assert masked["x"].real.tolist() == [float("-inf")] * 2
+        assert masked["y"].tolist() == [0.5] * 2
+
+
+def test_unsigned_integers_up_to_their_bound() -> None:
+    batch = {"x": torch.zeros(2, dtype=torch.uint64), "y": torch.zeros(2, dtype=torch.uint64)}
+    masked = Fill(x=2**64 - 1, y=torch.tensor([0, 2**63 - 1]))(batch)
+    assert masked["x"].tolist() == [2**64 - 1] * 2
+    assert masked["y"].tolist() == [0, 2**63 - 1]
+
+
+def test_numbers_of_numpy() -> None:
+    batch = {"x": torch.ones(2), "y": torch.ones(2).int(), "z": torch.ones(2, dtype=torch.bool)}
+    masked = Fill(x=np.float32(0.5), y=np.int64(3), z=np.bool_(False))(batch)
+    assert [entry.tolist() for entry in masked.values()] == [[0.5] * 2, [3] * 2, [False] * 2]
+    assert LearnedFill(x=np.float64(0.5))(batch)["x"].tolist() == [0.5] * 2
+
+
+@pytest.mark.parametrize("kind", [Fill, LearnedFill])
+def test_entries_may_have_any_name(kind: Any) -> None:
+    names = ("keep", "self", "values", "training", "a.b", "a/b")
+    masked = kind({name: float(k) for k, name in enumerate(names)})(
+        {name: torch.full((2,), -1.0) for name in names}
+    )
+    assert [masked[name].tolist() for name in names] == [[float(k)] * 2 for k in range(6)]
+
+
+def test_mapping_and_keywords_name_different_entries() -> None:
+    masked = Fill({"keep": 1, "text": {"tokens": 2}}, self=3, keep=0)(
+        {
+            "keep": torch.zeros(1, 2),
+            "self": torch.zeros(1, 2),
+            "text": {"tokens": torch.zeros(1, 2)},
+        }
+    )
+    assert masked["keep"].tolist() == [[0.0, 1.0]]
+    assert masked["self"].tolist() == [[0.0, 3.0]]
+    assert masked["text"]["tokens"].tolist() == [[0.0, 2.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_meta_device(dtype: torch.dtype) -> None:
+    batch = {"x": torch.zeros(2, 3, dtype=torch.float16, device="meta")}
+    value = torch.zeros(3, dtype=dtype, device="meta")
+    for masker in (Fill(x=value), LearnedFill(x=value), Fill(x=0)):
+        assert masker(batch)["x"].device.type == "meta"
+    with torch.device("meta"):
+        assert LearnedFill(x=(3,))(batch)["x"].shape == (2, 3)
+
+
+def test_integers_of_another_type_compile_to_one_graph() -> None:
+    masker, batch = Fill(x=torch.tensor([1, 2, 3])), {"x": torch.zeros(2, 3, dtype=torch.int32)}
+    torch.compiler.reset()
+    compiled = torch.compile(masker, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(batch)["x"], masker(batch)["x"])
 
 
 # LearnedFill
@@ -117,6 +180,10 @@ def fill_bytes(value: Any) -> Batch:
     return Fill(x=value)({"x": torch.zeros(3, 2, dtype=torch.uint8)})
 
 
+def fill_half(value: Any) -> Batch:
+    return Fill(x=value)({"x": torch.zeros(3, 2, dtype=torch.float16)})
+
+
 def fill_on_another_device() -> dict[str, Batch]:
     views = ModalityViews(image=Fill(pixels=torch.zeros(3)), text=Fill(tokens=PAD))
     return views.to("meta").inputs(make_batch())
@@ -160,6 +227,38 @@ ERRORS: ErrorCases = {
         lambda: fill_bytes(256),
         ValueError,
         r"`x` that uint8 \(3, 2\) can represent, got 256",
+    ),
+    "negative number for bytes": (lambda: fill_bytes(-1), ValueError, "`x` .* represent, got -1"),
+    "number that no integer type holds": (
+        lambda: fill(Fill(tokens=2**70)),
+        ValueError,
+        "`tokens` that int64 .* can represent, got 1180591620717411303424",
+    ),
+    "number too large for half precision": (
+        lambda: fill_half(-1e9),
+        ValueError,
+        r"`x` that float16 \(3, 2\) can represent, got -1000000000\.0",
+    ),
+    "tensor too large for half precision": (
+        lambda: fill_half(torch.tensor(-1e9)),
+        ValueError,
+        r"`x` that float16 \(3, 2\) can represent, got float32 \(\)",
+    ),
+    "two for a mask": (
+        lambda: Fill(m=2)({"m": torch.ones(2, dtype=torch.bool)}),
+        ValueError,
+        r"`m` that bool \(2,\) can represent, got 2",
+    ),
+    "fractions instead of a shape": (
+        lambda: LearnedFill(x=[0.5, 0.2]),
+        TypeError,
+        r"`x` to be a shape, got \[0\.5, 0\.2\]\. Pass values as a tensor",
+    ),
+    "negative shape": (lambda: LearnedFill(x=(-1,)), TypeError, r"`x` to be a shape, got \(-1,\)"),
+    "values in a list": (
+        lambda: Fill(["x"]),
+        TypeError,
+        "`values` to be a mapping of entries to values, got list",
     ),
     "tensor with values outside the dtype": (
         lambda: fill_bytes(torch.tensor([0, -1])),

@@ -1,4 +1,4 @@
-"""Laws that every masker obeys. Add a new masker to `MASKERS`."""
+"""Laws that every masker obeys. Add a new masker to `BLANKS`, or to `DEGRADED`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from strategies import DTYPES
 from torch import Tensor
 
 import msdlosses
-from msdlosses import Fill, LearnedFill, MeanFill, ModalityViews, Shuffle
+from msdlosses import (
+    Downsample,
+    Fill,
+    LearnedFill,
+    MeanFill,
+    ModalityDropout,
+    ModalityViews,
+    Shuffle,
+)
 from msdlosses.masking._masker import EntryMasker
 
 Batch = dict[str, Any]
@@ -29,14 +37,20 @@ def make_batch(size: int, dtype: torch.dtype = torch.float32) -> Batch:
     return {"pixels": pixels.to(dtype), "tokens": torch.randint(9, (size, LENGTH)), "scale": 2.0}
 
 
-MASKERS: dict[str, Callable[..., EntryMasker]] = {
+BLANKS: dict[str, Callable[..., EntryMasker]] = {
     "fill with a number": lambda **options: Fill(pixels=0.0, **options),
     "fill with a tensor": lambda **options: Fill(pixels=torch.rand(WIDTH), **options),
     "learned fill": lambda **options: LearnedFill(pixels=(LENGTH, WIDTH), **options),
     "mean fill": lambda **options: MeanFill("pixels", **options).fit([make_batch(8)]),
     "shuffle": lambda **options: Shuffle("pixels", **options),
 }
+# Maskers whose result depends on the input, and that keep no positions.
+DEGRADED: dict[str, Callable[..., EntryMasker]] = {
+    "downsample": lambda **_: Downsample("pixels", factor=2),
+}
+MASKERS = BLANKS | DEGRADED
 every_masker = pytest.mark.parametrize("name", MASKERS)
+every_blank = pytest.mark.parametrize("name", BLANKS)
 
 EVEN = torch.tensor([True, False, True, False])
 KEEPS: dict[str, tuple[Any, Tensor]] = {
@@ -66,7 +80,7 @@ def test_replaces_only_its_entry_and_keeps_shape_and_dtype(name: str, dtype: tor
     assert torch.equal(batch["pixels"], before)
 
 
-@every_masker
+@every_blank
 @given(size=st.integers(2, 5), index=st.integers(0, 4))
 def test_masked_sample_does_not_depend_on_its_input(name: str, size: int, index: int) -> None:
     """A NaN in the input is gone after masking, and the input gets no gradient."""
@@ -81,7 +95,7 @@ def test_masked_sample_does_not_depend_on_its_input(name: str, size: int, index:
         assert not gradient[n].any()
 
 
-@every_masker
+@every_blank
 @pytest.mark.parametrize("keep", KEEPS)
 def test_keep_preserves_positions(name: str, keep: str) -> None:
     option, kept = KEEPS[keep]
@@ -117,6 +131,35 @@ def test_compiled_equals_eager(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(masker, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(batch)["pixels"], masker(batch)["pixels"])
+
+
+@every_masker
+def test_views_and_dropout_never_read_a_value(name: str) -> None:
+    """The meta device has no values, so nothing can wait for those of a GPU either."""
+    batch = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in make_batch(3).items()}
+    batch["patches"], present = batch["pixels"][:2], torch.ones(3, device="meta").bool()
+    for text in (Fill(tokens=0), lambda b: {**b, "tokens": b["tokens"] * 0}):
+        views = ModalityViews(
+            image=MASKERS[name](), text=text, ragged={"patches": lambda b: b["tokens"][:, 0]}
+        ).to("meta")
+        logits = views(lambda pixels, **others: pixels, batch)
+        assert logits["text"].device.type == "meta"
+        drop = ModalityDropout(views, 0.5)
+        for options in ({}, {"present": {"image": present, "text": present}}):
+            assert drop(batch, **options)["pixels"].device.type == "meta"
+
+
+@every_masker
+def test_dropout_compiles_to_one_graph(name: str) -> None:
+    views = ModalityViews(image=MASKERS[name](), text=Fill(tokens=0))
+    torch.compiler.reset()
+    drop = torch.compile(ModalityDropout(views, 1.0), fullgraph=True, backend="aot_eager")
+    batch = make_batch(20)
+    masked, image = drop(batch), views.maskers["image"](batch)
+    for n in range(20):
+        hidden = bool((masked["tokens"][n] == 0).all())
+        expected = (batch if hidden else image)["pixels"][n]
+        assert torch.equal(masked["pixels"][n], expected)
 
 
 @every_masker

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from multimodal import ErrorCases, assert_raises, error_cases, make_batch
+from torch import Tensor
 
 from msdlosses import MeanFill
 
@@ -41,12 +42,51 @@ def test_fills_all_tensors_of_a_nested_entry() -> None:
     assert masked["more"][0].tolist() == [[7.0], [7.0]]
 
 
+def test_samples_without_the_modality_do_not_count() -> None:
+    batches = [
+        {"x": torch.tensor([[2.0], [torch.nan]]), "has": torch.tensor([True, False])},
+        {"x": torch.tensor([[0.0], [4.0]]), "has": torch.tensor([False, True])},
+        {"x": torch.zeros(1, 1), "has": torch.tensor([False])},
+    ]
+    mask = MeanFill("x").fit(batches, present=lambda batch: batch["has"])
+    assert mask({"x": torch.zeros(1, 1)})["x"].item() == 3.0
+
+
+def fit(x: Tensor, present: Any) -> MeanFill:
+    return MeanFill("x").fit([{"x": x}], present=present)
+
+
 ERRORS: ErrorCases = {
     "no batch": (lambda: MeanFill("x").fit([]), ValueError, "samples to fit MeanFill to, got none"),
     "no sample": (
         lambda: MeanFill("x").fit([{"x": torch.ones(0, 2)}]),
         ValueError,
         "samples to fit MeanFill to, got none",
+    ),
+    "no sample with the modality": (
+        lambda: fit(torch.ones(2, 2), lambda batch: torch.zeros(2, dtype=torch.bool)),
+        ValueError,
+        "samples to fit MeanFill to",
+    ),
+    "present is a mask": (
+        lambda: fit(torch.ones(2), torch.ones(2, dtype=torch.bool)),
+        TypeError,
+        r"`present` to be callable, got bool \(2,\)",
+    ),
+    "present returns numbers": (
+        lambda: fit(torch.ones(2, 2), lambda batch: torch.ones(2)),
+        TypeError,
+        r"`present\(batch\)` to be a boolean tensor, got float32 \(2,\)",
+    ),
+    "present returns another length": (
+        lambda: fit(torch.ones(2, 2), lambda batch: torch.ones(3, dtype=torch.bool)),
+        ValueError,
+        r"`present\(batch\)` of shape \(2,\), got \(3,\)",
+    ),
+    "sequences of different length": (
+        lambda: MeanFill("x").fit([{"x": torch.ones(2, 3)}, {"x": torch.ones(2, 4)}]),
+        ValueError,
+        r"`x` of one shape per sample in all batches.* got \(3,\) and \(4,\)",
     ),
     "integers": (
         lambda: MeanFill("tokens").fit([make_batch()]),

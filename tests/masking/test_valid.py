@@ -51,6 +51,16 @@ ERRORS: ErrorCases = {
         KeyError,
         "`present` .* got `image`, `text`, `audio`",
     ),
+    "present is a tensor": (
+        lambda: make_views(2).valid(ones(2, 2)),
+        TypeError,
+        r"`present` to be a mapping of modalities to masks, got bool \(2, 2\)",
+    ),
+    "list first": (
+        lambda: valid(image=[True, False], text=ones(2)),
+        TypeError,
+        r"`present\['image'\]` to be a boolean tensor, got list",
+    ),
     "list": (
         lambda: valid(text=ones(2), image=[True, False]),
         TypeError,

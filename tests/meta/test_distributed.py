@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from groups import float64, in_two
-from lookahead import CLASSES, LR, VIEWS, FreeWeights, Student, Task, mlp
+from lookahead import CLASSES, EXACT, LR, VIEWS, FreeWeights, Student, Task, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -84,8 +84,41 @@ def train(
     return copy.deepcopy({k: v for module in modules for k, v in module.state_dict().items()})
 
 
-def train_all_cases(rank: int) -> dict[str, dict[str, Tensor]]:
-    return {name: train(rank, **options) for name, options in CASES.items()}
+def train_all_cases(rank: int) -> dict[str, Any]:
+    results: dict[str, Any] = {name: train(rank, **options) for name, options in CASES.items()}
+    for engine in EXACT:
+        results[f"NaN, {engine}"] = step_on_nan(rank, engine)
+        results[f"hook, {engine}"] = step_with_hook(rank, engine)
+    return results
+
+
+def step_on_nan(rank: int, engine: str) -> list[Tensor]:
+    """Take a step whose loss is NaN in the second process; return the parameters after it."""
+    student, task = Student(mlp()), Task(FreeWeights(3))
+    model = DistributedDataParallel(student)
+    learner = task.learner(model, SGD(student.parameters(), LR), engine=engine)
+    factor = float("nan") if rank else 1.0
+    learner.step(lambda model: factor * task.inner(model), task.outer)
+    return [p.detach() for p in (*student.parameters(), *task.weighting.parameters())]
+
+
+def step_with_hook(rank: int, engine: str) -> str:
+    """Take a step with a wrong gradient in the second process; return the error."""
+    student, task = Student(mlp()), Task(FreeWeights(3))
+    model = DistributedDataParallel(student)
+    learner = task.learner(model, SGD(student.parameters(), LR), engine=engine)
+
+    def inner(model: nn.Module) -> Tensor:
+        loss = task.inner(model)
+        if rank and loss.requires_grad:
+            loss.register_hook(lambda g: -g)
+        return loss
+
+    try:
+        learner.step(inner, task.outer)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +135,18 @@ def test_two_processes_equal_one(name: str, results: list[Any]) -> None:
     for key, value in expected.items():
         assert torch.equal(first[key], second[key]), key
         torch.testing.assert_close(first[key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", EXACT)
+def test_nan_in_one_process_reaches_all(engine: str, results: list[Any]) -> None:
+    for result in results:
+        assert all(p.isnan().all() for p in result[f"NaN, {engine}"][2:])
+
+
+@pytest.mark.parametrize("engine", EXACT)
+def test_wrong_gradient_in_one_process_raises_in_all(engine: str, results: list[Any]) -> None:
+    for result in results:
+        assert "a gradient that is its derivative" in result[f"hook, {engine}"]
 
 
 SCRIPT = """

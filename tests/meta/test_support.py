@@ -10,6 +10,10 @@ import torch
 from lookahead import LR, SAMPLES, FreeWeights, Student, Task, mlp
 from torch import nn
 from torch.optim import SGD, Adam, NAdam
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from msdlosses import MetaLearner
 
@@ -191,3 +195,16 @@ def test_rejects_students_that_higher_does_not_copy_correctly(name: str) -> None
     call, error, message = HIGHER[name]
     with pytest.raises(error, match=f"Expected .*{message}"):
         call()
+
+
+@pytest.mark.parametrize(
+    "register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook]
+)
+def test_rejects_hooks_on_all_optimizers(register: Any) -> None:
+    handle = register(lambda *args: None)
+    try:
+        with pytest.raises(ValueError, match="`optimizer` without hooks"):
+            make()
+    finally:
+        handle.remove()
+    make()

@@ -14,7 +14,7 @@ import torch
 from groups import in_two
 from schemes import dynamic
 from strategies import make_views
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 from torchjd.scalarization import DWA
 from weights import VIEWS, msd_call
@@ -99,6 +99,54 @@ def test_every_rank_has_the_weights_of_the_whole_data(tmp_path: Path) -> None:
     expected = _weights_after_epochs(terms, None)
     for weights in in_two(partial(_weights_after_epochs, terms), tmp_path):
         assert_close(weights, expected)
+
+
+def _weights_in_a_group_of_its_own(terms: Tensor, rank: int) -> Tensor:
+    groups = [distributed.new_group([k]) for k in range(2)]  # all processes create all groups
+    weighting = DynamicWeightAverage(VIEWS, group=groups[rank])
+    for epoch in terms[rank]:
+        weighting(epoch, {}, names=VIEWS)
+        weighting.step()
+    return weighting(terms.new_zeros(1, 3), {}, names=VIEWS)
+
+
+def test_processes_of_other_groups_do_not_matter(tmp_path: Path) -> None:
+    terms = torch.rand(2, 2, 6, 3)
+    results = in_two(partial(_weights_in_a_group_of_its_own, terms), tmp_path)
+    for weights, own in zip(results, terms, strict=True):
+        assert_close(weights, _weights_after_epochs(own, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("default", [torch.float32, torch.float16])
+def test_sums_do_not_lose_precision_when_the_module_is_cast(
+    dtype: torch.dtype, default: torch.dtype
+) -> None:
+    """1,000 terms of about 100 overflow fp16, and stop adding up in bf16."""
+    torch.set_default_dtype(default)
+    try:
+        weighting = DynamicWeightAverage(VIEWS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    casts = [nn.Sequential(weighting).to(dtype), nn.Sequential(DynamicWeightAverage(VIEWS))]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for _ in range(1000):
+            terms = 100 * torch.rand(4, 3, generator=generator) * torch.tensor([1.0, 2.0, 3.0])
+            for module in casts:
+                module[0](terms, {}, names=VIEWS)
+        for module in casts:
+            module[0].step()
+    weights = [module[0](torch.zeros(1, 3), {}, names=VIEWS) for module in casts]
+    assert_close(weights[0], weights[1])
+
+
+def test_moved_sums_keep_their_values() -> None:
+    weighting = DynamicWeightAverage(VIEWS)
+    weighting(torch.tensor([[1.0, 2.0, 1 / 3]]), {}, names=VIEWS)
+    before = weighting.total.clone()
+    assert torch.equal(weighting.half().bfloat16().total, before)
+    assert weighting.to("meta").total.device.type == "meta"
 
 
 def test_repr_shows_the_options() -> None:
