@@ -84,7 +84,7 @@ class LinearLogits:
             (`DTensor`) is gathered.
         bias: b.
         scale: s, by which the logits are multiplied.
-        softcap: c, above 0, which bounds the logits; None for none.
+        softcap: c, above 0, which bounds the logits; None leaves them unbounded.
         classes: use only the first classes, for a head that is padded to a larger vocabulary than
             the other model's; None uses all.
 

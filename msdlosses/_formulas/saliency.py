@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from msdlosses._checks import check_callable, check_that, describe, expected, join_names
+from msdlosses._checks import check_callable, check_that, expected, join_names
 from msdlosses._formulas.kl import kl
 from msdlosses._formulas.logits import upcast_pair
 from msdlosses._linear import Logits, constant, map_rows
@@ -67,8 +67,9 @@ def compare_views(
     """Return the divergence from the teacher's prediction on one view to that on another."""
     full, logits = get_view(teacher, reference), get_view(teacher, view)
     if logits.shape != full.shape or logits.device != full.device:
-        what = f"`teacher[{view!r}]` like `teacher[{reference!r}]`, {describe(full)}"
-        raise ValueError(expected(what, describe(logits)))
+        what = f"`teacher[{view!r}]` like `teacher[{reference!r}]`, {tuple(full.shape)} on"
+        got = f"{tuple(logits.shape)} on {logits.device}"
+        raise ValueError(expected(f"{what} {full.device}", got))
     return divergence_function(divergence)(logits, full)
 
 

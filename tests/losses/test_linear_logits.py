@@ -22,7 +22,9 @@ from msdlosses import (
     JSDLoss,
     KDLoss,
     LinearLogits,
+    MSDLoss,
     RKDLoss,
+    SaliencyWeighting,
     SPLoss,
     functional,
 )
@@ -139,6 +141,16 @@ def test_target_of_the_samples_only() -> None:
         values = loss(student.linear(), teacher.linear(), target, valid=valid)
         exact(values, whole(student.plain(), teacher.plain(), target, valid=valid))
         assert grad(values, student.weight)[0].isfinite().all()
+
+
+def test_shapes_do_not_depend_on_the_mask_where_that_would_wait_for_a_device() -> None:
+    """The meta device refuses everything that reads values."""
+    student, teacher = (model.linear().to("meta") for model in make_models(3, 4))
+    valid = torch.ones(3, 4, dtype=torch.bool, device="meta")
+    msd = MSDLoss(KDLoss(chunk_size=5), SaliencyWeighting())
+    views = [dict.fromkeys(("full", "image", "text"), logits) for logits in (student, teacher)]
+    loss = msd(*views, valid=torch.stack([valid] * 3, -1))
+    assert [g.shape for g in grad(loss, student.tensors)] == [x.shape for x in student.tensors]
 
 
 def test_gradients_that_are_not_needed_are_not_computed() -> None:

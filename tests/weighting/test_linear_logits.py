@@ -204,6 +204,16 @@ def test_saliency_equals_that_of_tensors(divergence: Any) -> None:
     exact(*cues)
 
 
+def test_views_of_different_classes_are_refused() -> None:
+    _, teacher = make_views(3)
+    views = linear(teacher)
+    views["text"] = views["text"].materialize()[:, :4]
+    with pytest.raises(ValueError, match=r"\(3, 5\) on cpu, got \(3, 4\) on cpu"):
+        modality_saliency(views)
+    with pytest.raises(ValueError, match="7 classes in `teacher"):
+        WeightNet(VIEWS, num_classes=7).cues(torch.zeros(3, 3), linear(teacher))
+
+
 def test_population_weights_are_fitted_to_linear_logits() -> None:
     _, teacher = make_views(3, 4)
     valid = make_valid(3, 4)
