@@ -20,6 +20,7 @@ from strategies import ViewBatch, generators, view_batches
 from msdlosses import (
     FixedWeighting,
     KDLoss,
+    LinearLogits,
     MSDLoss,
     MSDParts,
     SaliencyWeighting,
@@ -158,6 +159,14 @@ def test_every_density_integrates_to_1(batch: ViewBatch, rng: torch.Generator) -
         assert (density * np.diff(edges)).sum() == pytest.approx(1)
     assert len(ax.patches) == 2 * len(student)
     plt.close("all")
+
+
+def test_densities_of_linear_logits() -> None:
+    tensors = logits()
+    linear = {view: LinearLogits(x, torch.eye(x.shape[-1])) for view, x in tensors.items()}
+    actual, expected = plot_view_densities(linear), plot_view_densities(tensors)
+    for patch, other in zip(actual.patches, expected.patches, strict=True):
+        assert (patch.get_data()[0] == other.get_data()[0]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

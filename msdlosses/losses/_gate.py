@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from msdlosses._checks import holds
+from msdlosses._linear import LinearLogits, Logits
 from msdlosses._masks import unsqueeze_right
 
 
@@ -23,12 +24,15 @@ class GradientGate:
     def __init__(self) -> None:
         self.guarded: list[Any] = []  # tensors with `register_hook`, which torch does not type
 
-    def guard(self, logits: Tensor) -> Tensor:
+    def guard(self, logits: Logits) -> Logits:
         """Return the logits of the next view, with a gate for their gradient."""
+        # `LinearLogits` have no gradient of their own: the chunked loss keeps such terms out.
         # Hooks on intermediate results would break the graph of compiled code.
-        if logits.requires_grad and not torch.compiler.is_compiling():
-            logits = logits.view_as(logits)
-        self.guarded.append(logits)
+        linear = isinstance(logits, LinearLogits)
+        if not linear and logits.requires_grad and not torch.compiler.is_compiling():
+            plain = cast(Tensor, logits)
+            logits = plain.view_as(plain)
+        self.guarded.append(None if linear else logits)
         return logits
 
     def close(self, weights: Tensor, dims: Sequence[int]) -> Tensor | None:
@@ -42,7 +46,7 @@ class GradientGate:
         left_out = ~nonzero
         if not torch.compiler.is_compiling():
             for logits, zero, dim in zip(self.guarded, left_out.unbind(-1), dims, strict=True):
-                if logits.requires_grad:
+                if logits is not None and logits.requires_grad:
                     logits.register_hook(partial(_zero_gradient, zero, dim))
         return left_out
 

@@ -17,7 +17,8 @@ from msdlosses._checks import (
     check_type,
     check_views,
 )
-from msdlosses._masks import any_position, insert_positions, leading_shape, outside_inference
+from msdlosses._linear import LOGITS, LinearLogits, Logits, class_axis_last, constant
+from msdlosses._masks import any_position, insert_positions, leading_shape
 from msdlosses._views import map_views, view_names
 from msdlosses.losses._base import REDUCTIONS, DistillationLoss
 from msdlosses.losses._gate import GradientGate
@@ -37,7 +38,7 @@ from msdlosses.weighting import Weighting
 
 AVERAGES = ("sample", "batch")
 
-Views = Mapping[str, Tensor]
+Views = Mapping[str, Logits]
 
 
 class MSDLoss(nn.Module):
@@ -56,8 +57,9 @@ class MSDLoss(nn.Module):
             that are valid in any view, so that all positions of a batch count the same.
 
     Shape:
-        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A position is valid if its mask
-        is True and its target is not the ``ignore_index`` of the criterion. Returns a scalar.
+        ``student`` and ``teacher``: view -> (N, C), or (N, L, C), as tensors or `LinearLogits`. A
+        position is valid if its mask is True and its target is not the ``ignore_index`` of the
+        criterion. Returns a scalar.
 
     Raises:
         TypeError: a criterion, weighting, or argument has the wrong type.
@@ -198,7 +200,7 @@ class MSDLoss(nn.Module):
             masks[view] = criterion._valid_mask(*logits, target, column, view)
         others = {view: logits for view, logits in teacher.items() if view not in names}
         if others:
-            check_views("teacher", others)
+            check_views("teacher", others, LOGITS)
         check_equal(
             "`student` views of one batch size", {v: x.shape[0] for v, x in student.items()}
         )
@@ -239,7 +241,10 @@ class MSDLoss(nn.Module):
         shape = students[0].shape
         if any([x.shape != shape for x in students] + [x is not None for x in masks.values()]):
             return None
-        return criterion._of_views(students, [outside_inference(teacher[view]) for view in student])
+        teachers = [constant(teacher[view]) for view in student]
+        if any(isinstance(x, LinearLogits) for x in (*students, *teachers)):
+            return None
+        return criterion._of_views(cast(list[Tensor], students), cast(list[Tensor], teachers))
 
     def _weights(
         self,
@@ -253,14 +258,16 @@ class MSDLoss(nn.Module):
         """Call the weighting, with the class axis of logits and targets last."""
         names = tuple(losses)
 
-        def class_axis_last(view: str, logits: Tensor) -> Tensor:
-            constant: Tensor = outside_inference(logits).detach()
+        def prepare(view: str, logits: Logits) -> Logits:
+            logits = constant(logits)
+            if isinstance(logits, LinearLogits):
+                logits.chunk_size = self._chunk_size(view) or logits.chunk_size
             axis = self._class_axis(view)
-            return constant if axis == -1 else constant.movedim(axis, -1)
+            return logits if axis == -1 else class_axis_last(logits, axis)
 
         if isinstance(target, Tensor) and target.ndim == teacher[names[0]].ndim:  # class scores
             target = target.movedim(self._class_axis(names[0]), -1)
-        teacher = map_views(class_axis_last, teacher)
+        teacher = map_views(prepare, teacher)
         weights = weighting(terms, teacher, target, names=names, valid=mask)
         check_weights_fit(weights, terms, losses)
         return weights if mask is None else zero_invalid_weights(weights, mask)
@@ -274,6 +281,13 @@ class MSDLoss(nn.Module):
         if view not in dims:
             check_equal(f"criteria with one `dim`, the class axis of `{view}` as well", dims)
         return dims.get(view, next(iter(dims.values())))
+
+    def _chunk_size(self, view: str) -> int | None:
+        """Return the chunk size of a view's criterion."""
+        criterion = self.criterion
+        if isinstance(criterion, nn.ModuleDict):
+            return getattr(dict(criterion.items()).get(view), "chunk_size", None)
+        return criterion.chunk_size
 
     def _numerator(
         self, weighted: Tensor, losses: Mapping[str, Tensor], mask: Tensor | None
