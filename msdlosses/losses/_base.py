@@ -19,8 +19,16 @@ from msdlosses._checks import (
     describe,
     expected,
 )
+from msdlosses._linear import (
+    LOGITS,
+    LinearLogits,
+    Logits,
+    constant,
+    materialize,
+    tensors_of,
+)
 from msdlosses._masks import intersect, outside_inference, unsqueeze_right, zero_invalid
-from msdlosses._torch import in_forward_mode, is_transformed
+from msdlosses._torch import in_forward_mode, is_transformed, uncompiled
 from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -108,8 +116,8 @@ class DistillationLoss(nn.Module, ABC):
 
     def forward(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Logits,
+        teacher: Logits,
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
@@ -135,8 +143,8 @@ class DistillationLoss(nn.Module, ABC):
 
     def _valid_mask(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Logits,
+        teacher: Logits,
         target: Tensor | None,
         valid: Tensor | None,
         view: str = "",
@@ -145,7 +153,10 @@ class DistillationLoss(nn.Module, ABC):
 
         Messages name the view, if there is one.
         """
-        check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
+        if isinstance(student, LinearLogits) or isinstance(teacher, LinearLogits):
+            self._check_linear()
+        width = self.same_width
+        check_pair(student, teacher, dim=self.dim, view=view, same_width=width, kinds=LOGITS)
         self._require_order(student, teacher)
         self._require_fit(student)
         if valid is not None:
@@ -162,29 +173,43 @@ class DistillationLoss(nn.Module, ABC):
             check_classes_exist("target", target, student, self.dim, valid)
         return valid
 
-    def _require_order(self, student: Tensor, teacher: Tensor) -> None:
+    def _require_order(self, student: Logits, teacher: Logits) -> None:
         """Raise an error if the student's and the teacher's logits are swapped, in training."""
         swapped = teacher.requires_grad and not student.requires_grad
-        differentiated = torch.is_grad_enabled() and not is_transformed(student)
+        differentiated = torch.is_grad_enabled() and not is_transformed(*tensors_of(student))
         # In forward mode gradients can be enabled although nothing requires one.
         if swapped and self.training and differentiated and not in_forward_mode():
             advice = "Did you swap them? In evaluation mode the loss accepts constant logits."
             what = "`student` to require a gradient, or `teacher` not to"
             raise ValueError(expected(what, "the reverse", advice))
 
-    def _require_fit(self, student: Tensor) -> None:
+    def _require_fit(self, student: Logits) -> None:
         """Raise an error if an option, such as a temperature per sample, does not fit."""
 
     def _masked_per_sample(
-        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
+        self, student: Logits, teacher: Logits, target: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """Return `per_sample`, with 0 and no gradient where the mask is False."""
         teacher, target, mask = (outside_inference(x) for x in (teacher, target, mask))
-        if self.chunk_size is None or not can_chunk(self, student, target):
+        if isinstance(student, LinearLogits) or isinstance(teacher, LinearLogits):
+            return self._linear_per_sample(student, teacher, target, mask)
+        size = None if torch.compiler.is_compiling() else self.chunk_size
+        if size is None or not can_chunk(student, target):
             return self._all_at_once(student, teacher, target, mask)
-        return chunked_per_sample(self, student, teacher, target, mask, self.chunk_size)
+        return chunked_per_sample(self, student, teacher, target, mask, size)
 
-    def _all_per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+    @uncompiled
+    def _linear_per_sample(
+        self, student: Logits, teacher: Logits, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if not can_chunk(student, target):
+            pair = materialize(student), materialize(constant(teacher))
+            return self._all_at_once(*pair, target, mask)
+        sizes = [x.chunk_size for x in (student, teacher) if isinstance(x, LinearLogits)]
+        size = self.chunk_size or min(sizes)
+        return chunked_per_sample(self, student, teacher, target, mask, size)
+
+    def _all_per_sample(self, student: Logits, teacher: Logits) -> Tensor:
         """Return `per_sample` of logits that are all valid, in chunks if there is a size."""
         return self._masked_per_sample(student, teacher, None, None)
 
@@ -197,6 +222,12 @@ class DistillationLoss(nn.Module, ABC):
         invalid = ~unsqueeze_right(mask, student.ndim - 1).unsqueeze(self.dim)
         student, teacher = student.masked_fill(invalid, 0.0), teacher.masked_fill(invalid, 0.0)
         return zero_invalid(self.per_sample(student, teacher, target, valid=mask), mask)
+
+    def _check_linear(self) -> None:
+        what = f"tensors for {describe(self)}, which compares samples with each other"
+        advice = "Compute them by `.materialize()`."
+        check_that(what, not self.relational, "LinearLogits", advice, TypeError)
+        check_that("`dim` to be -1 with LinearLogits", self.dim == -1, self.dim)
 
     def _check_chunk_size(self, chunk_size: int, dim: int) -> None:
         check_integer("chunk_size", chunk_size, least=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import holds
+from msdlosses._linear import LinearLogits, Logits
 from msdlosses._masks import unsqueeze_right
 
 
@@ -22,10 +23,13 @@ class GradientGate:
     def __init__(self) -> None:
         self.left_out: Tensor | None = None
 
-    def guard(self, column: int, logits: Tensor, dim: int) -> Tensor:
+    def guard(self, column: int, logits: Logits, dim: int) -> Logits:
         """Return the logits of a view, with a gate for their gradient."""
+        # `LinearLogits` have no gradient of their own: the chunked loss keeps such terms out.
         # Hooks on intermediate results would break the graph of compiled code.
-        if not logits.requires_grad or torch.compiler.is_compiling():
+        if isinstance(logits, LinearLogits) or torch.compiler.is_compiling():
+            return logits
+        if not logits.requires_grad:
             return logits
         guarded: Any = logits.view_as(logits)  # torch does not type the next method
         guarded.register_hook(partial(self._pass_gradient, column, dim))

@@ -17,7 +17,8 @@ from msdlosses._checks import (
     check_type,
     check_views,
 )
-from msdlosses._masks import any_position, insert_positions, leading_shape, outside_inference
+from msdlosses._linear import LOGITS, LinearLogits, Logits, class_axis_last, constant
+from msdlosses._masks import any_position, insert_positions, leading_shape
 from msdlosses._views import map_views, view_names
 from msdlosses.losses._base import REDUCTIONS, DistillationLoss
 from msdlosses.losses._gate import GradientGate
@@ -35,7 +36,7 @@ from msdlosses.weighting import Weighting
 
 AVERAGES = ("sample", "batch")
 
-Views = Mapping[str, Tensor]
+Views = Mapping[str, Logits]
 
 
 class MSDLoss(nn.Module):
@@ -54,8 +55,9 @@ class MSDLoss(nn.Module):
             that are valid in any view, so that all positions of a batch count the same.
 
     Shape:
-        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A position is valid if its mask
-        is True and its target is not the ``ignore_index`` of the criterion. Returns a scalar.
+        ``student`` and ``teacher``: view -> (N, C), or (N, L, C), as tensors or `LinearLogits`. A
+        position is valid if its mask is True and its target is not the ``ignore_index`` of the
+        criterion. Returns a scalar.
 
     Raises:
         TypeError: a criterion, weighting, or argument has the wrong type.
@@ -178,7 +180,7 @@ class MSDLoss(nn.Module):
             masks[view] = criterion._valid_mask(logits, teacher[view], target, column, view)
         others = {view: logits for view, logits in teacher.items() if view not in names}
         if others:
-            check_views("teacher", others)
+            check_views("teacher", others, LOGITS)
         check_equal(
             "`student` views of one batch size", {v: x.shape[0] for v, x in student.items()}
         )
@@ -222,13 +224,15 @@ class MSDLoss(nn.Module):
         """Call the weighting, with the class axis of logits and targets last."""
         names = tuple(losses)
 
-        def class_axis_last(view: str, logits: Tensor) -> Tensor:
-            constant: Tensor = outside_inference(logits).detach()
-            return constant.movedim(self._class_axis(view), -1)
+        def prepare(view: str, logits: Logits) -> Logits:
+            logits = constant(logits)
+            if isinstance(logits, LinearLogits):
+                logits.chunk_size = self._chunk_size(view) or logits.chunk_size
+            return class_axis_last(logits, self._class_axis(view))
 
         if isinstance(target, Tensor) and target.ndim == teacher[names[0]].ndim:  # class scores
             target = target.movedim(self._class_axis(names[0]), -1)
-        teacher = map_views(class_axis_last, teacher)
+        teacher = map_views(prepare, teacher)
         weights = weighting(terms, teacher, target, names=names, valid=mask)
         check_weights_fit(weights, terms, losses)
         return weights if mask is None else zero_invalid_weights(weights, mask)
@@ -240,6 +244,12 @@ class MSDLoss(nn.Module):
         dims = {name: loss.dim for name, loss in self.criterion.items()}
         check_equal(f"criteria with one `dim`, the class axis of `{view}` as well", dims)
         return cast(int, next(iter(dims.values())))
+
+    def _chunk_size(self, view: str) -> int | None:
+        """Return the chunk size of a view's criterion."""
+        if isinstance(self.criterion, nn.ModuleDict) and view not in self.criterion:
+            return None
+        return self._criterion(view).chunk_size
 
     def _shares(
         self, weighted: Tensor, losses: Mapping[str, Tensor], mask: Tensor

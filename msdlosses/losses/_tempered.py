@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msdlosses._checks import check_fits, check_number, check_positive, check_that
 from msdlosses._formulas.logits import Temperature, at_temperature
+from msdlosses._linear import Logits
 from msdlosses.losses._base import DistillationLoss
 from msdlosses.losses._temperature import LearnedTemperature
 
@@ -103,9 +104,14 @@ class TemperedLoss(DistillationLoss):
             standardize=self.standardize,
         )
 
-    def _require_fit(self, student: Tensor) -> None:
+    def _require_fit(self, student: Logits) -> None:
         if self.learned_temperature is None and isinstance(self.fixed_temperature, Tensor):
             check_fits("temperature", self.fixed_temperature, student, self.dim)
+
+    def _check_linear(self) -> None:
+        super()._check_linear()
+        one = self.learned_temperature is not None or not getattr(self.fixed_temperature, "ndim", 0)
+        check_that("one `temperature` with LinearLogits", one, "several")
 
     def extra_repr(self) -> str:
         value: object = self.temperature

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_callable, check_number, describe, expected
+from msdlosses._linear import Logits
 from msdlosses._masks import mean_over_valid
 from msdlosses.weighting._base import Weighting
 from msdlosses.weighting._teacher import TaskLoss, teacher_losses, valid_by_view
@@ -63,7 +64,7 @@ class TeacherLossWeighting(Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],
