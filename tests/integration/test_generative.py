@@ -11,7 +11,7 @@ import torch
 from generative import FAMILIES, Batch, Family, answers, make_samples, not_image, not_prompt, spec
 from torch import Tensor, nn
 
-from msdlosses import KDLoss, ModalityDropout, ModalityViews, MSDLoss, TeacherCache
+from msdlosses import Fill, KDLoss, ModalityDropout, ModalityViews, MSDLoss, TeacherCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -124,6 +124,32 @@ def test_hidden_modality_does_not_leak(family: Family) -> None:
         hidden = [logits.hidden[kept] for logits in (after[view], before[view])]
         torch.testing.assert_close(*hidden, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(after["full"].hidden[kept], before["full"].hidden[kept], 1e-3)
+
+
+def test_vision_tower_runs_once_for_all_views() -> None:
+    family = FAMILIES["Qwen2.5-VL"]
+    model, batch = family.make(32, 0).eval(), family.collate(make_samples(several=True))
+    separate = ModalityViews(output=family.output(model), **spec(family))(model.model, batch)
+    runs: list[int] = []
+    model.model.visual.register_forward_hook(lambda *_: runs.append(1))
+    pixels = batch.pop("pixel_values")
+    image = model.model.get_image_features(pixels, batch["image_grid_thw"])
+    options = spec(family)
+    options["ragged"] = {"image_grid_thw": options["ragged"]["image_grid_thw"]}
+    options |= {"views_per_forward": 1, "shared": ("mm_encoder_outputs",)}
+    views = ModalityViews(output=family.output(model), **options)
+    once = views(model.model, {**batch, "mm_encoder_outputs": {"image": image}})
+    assert len(runs) == 1
+    for view, logits in separate.items():
+        torch.testing.assert_close(once[view].hidden, logits.hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_smolvlm_drops_images_of_zeros() -> None:
+    family = FAMILIES["SmolVLM"]
+    model, batch = family.make(32, 0), family.collate(make_samples(several=True))
+    views = ModalityViews(**{**spec(family), "image": Fill(pixel_values=0.0)})
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        views(model, batch)
 
 
 # The Trainer, and adapters
