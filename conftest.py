@@ -91,7 +91,13 @@ pages = Sybil(
     parsers=[PythonCodeBlockParser()],
     patterns=["README.md", "docs/*.md", "docs/llms.txt"],
     setup=page,
+    excludes=["docs/generative.md"],
     teardown=clean,
+)
+generative = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["docs/generative.md"],
+    setup=lambda namespace: torch.manual_seed(0),  # the page brings all of its names
 )
 clients = Sybil(
     parsers=[PythonCodeBlockParser()],
@@ -102,13 +108,13 @@ clients = Sybil(
     ],  # scripts, run in several processes by tests/integration
     teardown=clean,
 )
-pytest_collect_file = SybilCollection([docstrings, pages, clients]).pytest()
+pytest_collect_file = SybilCollection([docstrings, pages, clients, generative]).pytest()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need other packages, and ignore warnings of those packages."""
     for item in items:
-        if item.path.parent.name in ("clients", "integration"):
+        if item.path.parent.name in ("clients", "integration") or item.path.stem == "generative":
             item.add_marker("clients")
             item.add_marker(pytest.mark.filterwarnings("ignore", "error:::msdlosses"))
