@@ -72,6 +72,6 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need other packages, and ignore warnings of those packages."""
     for item in items:
-        if item.path.parent.name in ("clients", "integration"):
+        if item.path.parent.name in ("clients", "integration") or item.path.stem == "generative":
             item.add_marker("clients")
             item.add_marker(pytest.mark.filterwarnings("ignore", "error:::msdlosses"))

@@ -19,13 +19,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import measure
+from benchmarks.by_hand import PAIRS, TAU
 from msdlosses import FixedWeighting, KDLoss, MSDLoss
 
-SHAPES = {"64 x 2": (64, 2), "1024 x 23": (1024, 23), "1024 x 3129": (1024, 3129)}
+SHAPES = {
+    "64 x 2": (64, 2),
+    "64 x 23": (64, 23),
+    "1024 x 23": (1024, 23),
+    "1024 x 3129": (1024, 3129),
+}
 SHAPES |= {"256 x 30522": (256, 30522)}
 CHUNKS = {"1024 x 3129": 40, "256 x 30522": 4}  # chunk sizes of half a megabyte
 WEIGHTS = {"full": 1.0, "image": 0.5, "text": 0.25}
-TAU = 2.0
+SINGLE = (1024, 1000)  # the logits that single losses are compared on
 PEERS = {"torchdistill": "not installed", "Liger-Kernel": "needs a GPU, triton and the package"}
 
 Logits = dict[str, Tensor]
@@ -91,6 +97,7 @@ def group(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> dict[s
         chunked = MSDLoss(KDLoss(TAU, chunk_size=size), FixedWeighting(**WEIGHTS))
         losses[f"msdlosses, {size} rows at once"] = chunked.to(args.device)
     _check_equal(losses, student, teacher)
+    losses["msdlosses, equal weights"] = MSDLoss(KDLoss(TAU))
     variants = {n: _forward_backward(loss, student, teacher) for n, loss in losses.items()}
     if args.device.startswith("cuda"):
         variants["msdlosses, CUDA graph"] = _graph(variants["msdlosses"])
@@ -108,6 +115,28 @@ def group(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> dict[s
         ],
     )
     return {**result, "skipped": {k: why for k, why in PEERS.items() if k not in losses}}
+
+
+def single_losses(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare each loss with its own baseline, whose row has the same name."""
+    student, teacher = (3 * torch.randn(SINGLE, device=args.device) for _ in range(2))
+    target = torch.randint(SINGLE[1], SINGLE[:1], device=args.device)
+    student.requires_grad_()
+    rows: dict[str, Any] = {}
+    for name, pair in PAIRS.items():
+        by_hand, loss = (_gradient(function, student, teacher, target) for function in pair)
+        torch.testing.assert_close(loss(), by_hand(), rtol=1e-3, atol=1e-6)
+        variants = {"by hand": by_hand, name: loss}
+        result = measure.compare(
+            name, variants, baseline="by hand", device=args.device, rounds=args.rounds
+        )
+        rows |= {f"{name}, by hand": result["rows"]["by hand"], name: result["rows"][name]}
+    title = "one view of {} x {}, forward and backward".format(*SINGLE)
+    return {"title": title, "baseline": "the loss written by hand", "second": None, "rows": rows}
+
+
+def _gradient(loss: Any, student: Tensor, *others: Tensor) -> measure.Variant:
+    return lambda: torch.autograd.grad(loss(student, *others), student)
 
 
 def _logits(shape: tuple[int, ...], device: str) -> Logits:
@@ -156,7 +185,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     groups = [group(name, shape, args) for name, shape in SHAPES.items()]
-    measure.publish("losses", groups, args)
+    measure.publish("losses", [*groups, single_losses(args)], args)
 
 
 if __name__ == "__main__":

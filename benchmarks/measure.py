@@ -1,7 +1,8 @@
 """Measure and report the micro-benchmarks: ratios of times, and exact counts of kernels and bytes.
 
 Absolute times on a shared machine mean little. The ratio of two variants that take turns in one
-process is reliable. The same code runs on a GPU.
+process is reliable. On a CPU the time is that of the processor, which other programs on the machine
+do not add to. The same code runs on a GPU.
 """
 
 from __future__ import annotations
@@ -206,10 +207,10 @@ def _calls(variant: Variant, clock: Callable[[Variant, int], float], warmup: int
 
 
 def _cpu_clock(variant: Variant, calls: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(calls):
         variant()
-    return (time.perf_counter() - start) / calls
+    return (time.process_time() - start) / calls
 
 
 def _cuda_clock(device: str) -> Callable[[Variant, int], float]:

@@ -1,6 +1,7 @@
 """Modality-specific distillation for PyTorch: masking, losses, weightings, and a meta-learner."""
 
 from msdlosses import functional
+from msdlosses._linear import LinearLogits
 from msdlosses.cache import TeacherCache
 from msdlosses.functional import modality_saliency
 from msdlosses.losses import (
@@ -52,6 +53,7 @@ __all__ = [
     "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LinearLogits",
     "LogitMSELoss",
     "MSDLoss",
     "MSDParts",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msdlosses._masks import leading_shape, unsqueeze_right
+from msdlosses._masks import Shaped, leading_shape, unsqueeze_right
 
 
 def describe(value: object) -> str:
@@ -132,14 +132,24 @@ def check_equal(what: str, values: Mapping[str, object]) -> None:
 # Tensors
 
 
-def check_floating(name: str, value: object) -> None:
+Kinds = tuple[type[Any], ...]
+"""The types of logits that are accepted; all have a dtype."""
+
+
+def check_floating(name: str, value: Any, kinds: Kinds = (Tensor,)) -> None:
     """Check for a floating-point tensor."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, kinds) or not value.dtype.is_floating_point:
         raise TypeError(expected(f"`{name}` to be a floating-point tensor", describe(value)))
 
 
 def check_pair(
-    student: Tensor, teacher: Tensor, *, dim: int = -1, view: str = "", same_width: bool = True
+    student: Shaped,
+    teacher: Shaped,
+    *,
+    dim: int = -1,
+    view: str = "",
+    same_width: bool = True,
+    kinds: Kinds = (Tensor,),
 ) -> None:
     """Check two floating-point tensors of one shape (..., C) and one device.
 
@@ -147,26 +157,27 @@ def check_pair(
     differ in size along `dim`. The tensors of a view have a batch axis too.
     """
     for name, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, kinds) or not value.dtype.is_floating_point:
             what = f"{_of_view(name, view)} to be a floating-point tensor"
             raise TypeError(expected(what, describe(value)))
     if type(dim) is not int:
         raise TypeError(expected("`dim` to be an integer", describe(dim)))
-    if 0 < student.ndim == teacher.ndim and not -student.ndim <= dim < student.ndim:
-        raise IndexError(expected(f"`dim` to be an axis of {tuple(student.shape)}", dim))
-    batched = student.ndim >= (2 if view else 1)
-    if not batched or not _same_shape(student, teacher, None if same_width else dim):
+    shape, ndim = student.shape, student.ndim
+    if 0 < ndim == teacher.ndim and not -ndim <= dim < ndim:
+        raise IndexError(expected(f"`dim` to be an axis of {tuple(shape)}", dim))
+    same = _same_shape(student, teacher, None if same_width else dim)
+    if not same or ndim < (2 if view else 1):
         form = "(N, ..., C)" if view else "(..., C)"
         what = f"{_pair(view)} of one shape {form if same_width else 'up to the width'}"
-        raise ValueError(expected(what, f"{tuple(student.shape)} and {tuple(teacher.shape)}"))
+        raise ValueError(expected(what, f"{tuple(shape)} and {tuple(teacher.shape)}"))
     if student.device != teacher.device:
         what = f"{_pair(view)} on one device"
         raise ValueError(expected(what, f"{student.device} and {teacher.device}"))
-    if student.shape[dim] == 0 or teacher.shape[dim] == 0:
-        raise ValueError(expected(f"{_pair(view)} of at least one class", tuple(student.shape)))
+    if shape[dim] == 0 or teacher.shape[dim] == 0:
+        raise ValueError(expected(f"{_pair(view)} of at least one class", tuple(shape)))
 
 
-def _same_shape(student: Tensor, teacher: Tensor, skipped: int | None) -> bool:
+def _same_shape(student: Shaped, teacher: Shaped, skipped: int | None) -> bool:
     if skipped is None or student.ndim != teacher.ndim:
         return student.shape == teacher.shape
     sizes = zip(student.shape, teacher.shape, strict=True)
@@ -188,17 +199,17 @@ def check_mapping(name: str, value: Any, of: str) -> None:
     check_that(f"`{name}` to be a mapping of {of}", len(value.keys()), "an empty one")
 
 
-def check_views(name: str, value: Mapping[str, Tensor]) -> None:
+def check_views(name: str, value: Mapping[str, Shaped], kinds: Kinds = (Tensor,)) -> None:
     """Check for a mapping from views to logits (N, ..., C)."""
     check_mapping(name, value, "views to logits")
     for view, logits in value.items():
-        check_floating(f"{name}[{view!r}]", logits)
+        check_floating(f"{name}[{view!r}]", logits, kinds)
         if logits.ndim < 2:
             what = f"`{name}[{view!r}]` of shape (N, ..., C)"
             raise ValueError(expected(what, tuple(logits.shape)))
 
 
-def check_mask(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+def check_mask(name: str, value: Tensor, logits: Shaped, dim: int = -1) -> None:
     """Check for a boolean tensor that fits logits."""
     _require_boolean(name, value)
     _require_fit(name, value, logits, dim, least_ndim=1)
@@ -219,19 +230,19 @@ def check_positive(name: str, value: Tensor) -> None:
         raise ValueError(expected(f"`{name}` to be finite and above 0", value_range(value)))
 
 
-def check_fits(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+def check_fits(name: str, value: Tensor, logits: Shaped, dim: int = -1) -> None:
     """Check that a tensor of one value, or of leading axes, fits logits."""
     _require_fit(name, value, logits, dim, least_ndim=0)
 
 
-def check_class_indices(name: str, value: Tensor, logits: Tensor, dim: int = -1) -> None:
+def check_class_indices(name: str, value: Tensor, logits: Shaped, dim: int = -1) -> None:
     """Check for a tensor of class indices that fits logits."""
     _require_integers(name, value)
     _require_fit(name, value, logits, dim, least_ndim=0)
 
 
 def check_classes_exist(
-    name: str, value: Tensor, logits: Tensor, dim: int = -1, valid: Tensor | None = None
+    name: str, value: Tensor, logits: Shaped, dim: int = -1, valid: Tensor | None = None
 ) -> None:
     """Check for one class index per sample or position, which exists where it is valid."""
     _require_integers(name, value)
@@ -255,7 +266,7 @@ def _require_boolean(name: str, value: Tensor) -> None:
         raise TypeError(expected(f"`{name}` to be a boolean tensor", describe(value)))
 
 
-def _require_fit(name: str, value: Tensor, logits: Tensor, dim: int, least_ndim: int) -> None:
+def _require_fit(name: str, value: Tensor, logits: Shaped, dim: int, least_ndim: int) -> None:
     """Raise an error unless a tensor has the leading axes, and the device, of logits."""
     shape = leading_shape(logits, dim)
     if value.ndim < least_ndim or tuple(value.shape) != shape[: value.ndim]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-def leading_shape(logits: Tensor, dim: int) -> tuple[int, ...]:
+class Shaped(Protocol):
+    """A tensor, or logits that are computed where they are needed."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+def leading_shape(logits: Shaped, dim: int) -> tuple[int, ...]:
     """Return the shape without the class axis: that of the per-sample losses."""
     axis = dim % logits.ndim
     return (*logits.shape[:axis], *logits.shape[axis + 1 :])

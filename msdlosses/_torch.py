@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Self, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +23,14 @@ register_pytree: Any = register_pytree_node
 
 # Older compilers cannot trace subclasses of `dict`.
 TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
+
+# Each is one kernel for several tensors on a GPU. PyTorch's optimizers use them as well.
+foreach_div: Any = torch._foreach_div
+foreach_exp: Any = torch._foreach_exp
+foreach_sub_: Any = torch._foreach_sub_
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
@@ -61,6 +70,25 @@ def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any
     return cast(Any, function).apply(*inputs)
 
 
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function uncompiled, also if compiled code calls it."""
+    return cast(Callable[P, R], _disable_dynamo(function))
+
+
+def gather_shards(tensor: Tensor) -> Tensor:
+    """Return the whole of a `DTensor`; other tensors as they are.
+
+    Its gradient is averaged over the processes, as those of `fully_shard` are.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import Partial  # not imported with torch
+
+    sharded: Any = tensor
+    average = [Partial("avg")] * sharded.device_mesh.ndim
+    return cast(Tensor, sharded.full_tensor(grad_placements=average))
+
+
 def function_of(node: Any) -> type[torch.autograd.Function]:
     """Return the custom Function that a node of a graph belongs to."""
     function: type[torch.autograd.Function] = node._forward_cls
@@ -72,6 +100,12 @@ def is_transformed(*tensors: Tensor) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def is_batch_of_gradients(tensor: Tensor) -> bool:
+    """Return whether `torch.autograd.grad` computes with ``is_grads_batched=True``."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return batched
 
 
 def get_mkldnn_enabled() -> bool:

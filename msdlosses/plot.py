@@ -27,6 +27,7 @@ from msdlosses._checks import (
     expected,
 )
 from msdlosses._formulas.logits import upcast
+from msdlosses._linear import LOGITS, Logits, constant, map_rows
 from msdlosses._views import FULL
 from msdlosses.losses import MSDParts
 
@@ -45,8 +46,8 @@ LINE_STYLES = {"teacher": "-", "student": "--"}
 
 
 def plot_view_densities(
-    teacher: Mapping[str, Tensor],
-    student: Mapping[str, Tensor] | None = None,
+    teacher: Mapping[str, Logits],
+    student: Mapping[str, Logits] | None = None,
     target: Tensor | int | None = None,
     *,
     bins: int = 20,
@@ -92,7 +93,7 @@ def plot_view_densities(
     """
     models = {"teacher": teacher} if student is None else {"teacher": teacher, "student": student}
     for model, views in models.items():
-        check_views(model, views)
+        check_views(model, views, LOGITS)
     check_integer("bins", bins, least=1)
     classes = _predicted_classes(teacher) if target is None else target
     densities = {
@@ -214,21 +215,24 @@ def _colors(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(dict.fromkeys(names), cycle(COLORS), strict=False))
 
 
-def _predicted_classes(teacher: Mapping[str, Tensor]) -> Tensor:
+def _predicted_classes(teacher: Mapping[str, Logits]) -> Tensor:
     check_holds("teacher", teacher, FULL)
-    return teacher[FULL].argmax(-1)
+    return map_rows(lambda logits: logits.argmax(-1), constant(teacher[FULL]))
 
 
-def _probabilities(name: str, logits: Tensor, target: Tensor | int) -> Tensor:
+def _probabilities(name: str, logits: Logits, target: Tensor | int) -> Tensor:
     """Return the probability of the target for each sample."""
     if not isinstance(target, Tensor):
         check_integer("target", target)
         target = torch.full(logits.shape[:-1], target, device=logits.device)
     check_classes_exist("target", target, logits)
-    softmax = upcast(logits.detach()).softmax(-1)
-    probabilities = softmax.gather(-1, target.long().unsqueeze(-1)).flatten()
+    probabilities = map_rows(_probability, constant(logits), target=target).flatten()
     _check_samples(name, probabilities)
     return probabilities.cpu()
+
+
+def _probability(logits: Tensor, target: Tensor) -> Tensor:
+    return upcast(logits).softmax(-1).gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
 
 
 def _density(probabilities: Tensor, bins: int) -> Any:

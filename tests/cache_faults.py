@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from msdlosses import Fill, ModalityViews, TeacherCache
+from msdlosses import Fill, LinearLogits, ModalityViews, TeacherCache
 from msdlosses.cache import _writing
 
 SAMPLES, BATCH, SHARD = 12, 3, 150
+TOKENS = (torch.arange(4) < torch.arange(SAMPLES)[:, None] % 4).float()
 ORDER = [7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 4, 6]
 ERRORS = (ValueError, OSError)  # FileExistsError and FileNotFoundError are OSErrors
 
@@ -34,7 +35,9 @@ class Recipe:
     dtype: str = "float16"
 
     def build(self, folder: Path, batches: Any = None) -> TeacherCache:
-        views = ModalityViews(image=Fill(pixels=self.fill), text=Fill(tokens=0.0))
+        views = ModalityViews(
+            image=Fill(pixels=self.fill), text=Fill(tokens=0.0), output=self.output
+        )
         loader = self.batches() if batches is None else batches
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_writing, "MAX_SHARD", SHARD)
@@ -45,7 +48,11 @@ class Recipe:
                 folder,
                 fingerprint=self.fingerprint,
                 dtype=self.dtype,
+                **self.options,
             )
+
+    output: ClassVar[Any] = None
+    options: ClassVar[dict[str, Any]] = {}
 
     def pixels(self) -> Tensor:
         # Integers, which are exact in every dtype.
@@ -53,14 +60,40 @@ class Recipe:
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         for rows in torch.tensor(ORDER).split(BATCH):
-            tokens = torch.zeros(len(rows), 1)
-            yield {"index": rows, "pixels": self.pixels()[rows], "tokens": tokens}
+            yield {"index": rows, "pixels": self.pixels()[rows], "tokens": TOKENS[rows]}
 
     def is_right(self, cache: TeacherCache) -> bool:
         masked = torch.full((SAMPLES, 3), self.fill)
         expected = {"full": self.pixels(), "image": self.pixels(), "text": masked}
         read = cache[torch.arange(SAMPLES)]
         return all(torch.equal(read[view], expected[view]) for view in expected)
+
+
+WEIGHT = torch.arange(24.0).reshape(8, 3)
+
+
+def head(pixels: Tensor) -> LinearLogits:
+    """Use the pixels of a sample, moved by 0, 1, 2, 3, as the hidden states of four positions."""
+    return LinearLogits(pixels[:, None] + torch.arange(4.0)[:, None], WEIGHT, softcap=2.0)
+
+
+@dataclass(frozen=True)
+class SequenceRecipe(Recipe):
+    """Hidden states at none to three positions of each sample."""
+
+    output = staticmethod(head)
+    options: ClassVar[dict[str, Any]] = {"positions": lambda batch: batch["tokens"] > 0}
+
+    def is_right(self, cache: TeacherCache) -> bool:
+        mask = TOKENS > 0
+        masked = torch.full((SAMPLES, 3), self.fill)
+        expected = {"full": self.pixels(), "image": self.pixels(), "text": masked}
+        read = cache.read(torch.arange(SAMPLES), mask)
+        return all(
+            torch.equal(read[view].hidden, head(expected[view]).hidden * mask[..., None])
+            and torch.equal(read[view].weight, WEIGHT)
+            for view in expected
+        )
 
 
 class LoaderError(Exception):
@@ -164,19 +197,27 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build_and_die(folder: str, after: int) -> None:
+def build_and_die(folder: str, after: int, recipe: Recipe) -> None:
     """Build a cache in a process that is killed after it has written some bytes."""
     with failing_writes(after, kill):
-        Recipe().build(Path(folder))
+        recipe.build(Path(folder))
 
 
-OTHERS = {
-    "same": Recipe(),
-    "other teacher": replace(Recipe(), teacher=1, fingerprint="v2"),
-    "no fingerprint": replace(Recipe(), teacher=1, fingerprint=None),
-    "other maskers": replace(Recipe(), fill=-2.0),
-    "other dtype": replace(Recipe(), dtype="float32"),
-}
+RECIPES = {"logits": Recipe(), "positions of hidden states": SequenceRecipe()}
+
+
+def others(recipe: Recipe) -> dict[str, Recipe]:
+    """Return what a second build in the same folder may want."""
+    return {
+        "same": recipe,
+        "other teacher": replace(recipe, teacher=1, fingerprint="v2"),
+        "no fingerprint": replace(recipe, teacher=1, fingerprint=None),
+        "other maskers": replace(recipe, fill=-2.0),
+        "other dtype": replace(recipe, dtype="float32"),
+    }
+
+
+OTHERS = [*others(Recipe())]
 
 
 def copy_folder(template: Path, folder: Path) -> Path:

@@ -283,7 +283,10 @@ def not_negative_near_equality(case: LossCase, classes: int) -> None:
     teacher = torch.randn(12_500, 8, classes)
     distance = 10 ** torch.empty(*teacher.shape[:-1], 1).uniform_(-7, -1)
     student = teacher + distance * torch.randn_like(teacher)
-    assert (torch.func.vmap(case.make().per_sample)(student, teacher) >= -1e-7).all()
+    per_sample = case.make().per_sample
+    assert (torch.func.vmap(per_sample)(student, teacher) >= -1e-7).all()
+    if case.samples_independent:  # with a gradient, which may be computed in closed form
+        assert (per_sample(student.requires_grad_(), teacher) >= -1e-7).all()
 
 
 def shift_invariant(case: LossCase, student: Tensor, teacher: Tensor, rng: torch.Generator) -> None:
@@ -421,6 +424,17 @@ def derivatives_match_finite_differences(case: LossCase, student: Tensor, teache
     loss = case.make(reduction="none")
     assert gradcheck(loss, (student, teacher), check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(loss, (student, teacher))
+
+
+def gradient_equals_that_of_the_operators(case: LossCase, student: Tensor, teacher: Tensor) -> None:
+    """`torch.func` differentiates operator by operator; a backward pass may use a closed form."""
+    loss = case.make()
+    values, gradient = value_and_gradient(loss.per_sample, student, teacher)
+    assert_close(values, loss.per_sample(student, teacher), atol=1e-6, rtol=1e-5)
+    expected = torch.func.grad(lambda s: loss.per_sample(s, teacher).sum())(student)
+    size = max(teacher.nan_to_num(0, 0, 0).abs().max().item(), 1.0) if teacher.numel() else 1.0
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5}[student.dtype]
+    assert_close(gradient, expected, rtol=10 * rounding, atol=rounding * size)
 
 
 def forward_mode_equals_backward_mode(

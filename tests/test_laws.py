@@ -205,6 +205,15 @@ def test_derivatives_match_finite_differences(case: LossCase, data: st.DataObjec
 
 
 @every_loss
+@given(data=st.data())
+def test_gradient_equals_that_of_the_operators(case: LossCase, data: st.DataObject) -> None:
+    kinds = (*FINITE, *case.missing)
+    laws.gradient_equals_that_of_the_operators(
+        case, *data.draw(logit_pairs(kinds=kinds, dtypes=FULL))
+    )
+
+
+@every_loss
 @given(data=st.data(), rng=generators())
 def test_forward_mode_equals_backward_mode(
     case: LossCase, data: st.DataObject, rng: torch.Generator

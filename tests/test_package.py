@@ -35,6 +35,7 @@ PUBLIC = [
     "JSDLoss",
     "KDLoss",
     "LearnedFill",
+    "LinearLogits",
     "LogitMSELoss",
     "MSDLoss",
     "MSDParts",

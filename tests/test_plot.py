@@ -20,6 +20,7 @@ from strategies import ViewBatch, generators, view_batches
 from msdlosses import (
     FixedWeighting,
     KDLoss,
+    LinearLogits,
     MSDLoss,
     MSDParts,
     SaliencyWeighting,
@@ -158,6 +159,14 @@ def test_every_density_integrates_to_1(batch: ViewBatch, rng: torch.Generator) -
         assert (density * np.diff(edges)).sum() == pytest.approx(1)
     assert len(ax.patches) == 2 * len(student)
     plt.close("all")
+
+
+def test_densities_of_linear_logits() -> None:
+    tensors = logits()
+    linear = {view: LinearLogits(x, torch.eye(x.shape[-1])) for view, x in tensors.items()}
+    actual, expected = plot_view_densities(linear), plot_view_densities(tensors)
+    for patch, other in zip(actual.patches, expected.patches, strict=True):
+        assert (patch.get_data()[0] == other.get_data()[0]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -316,3 +325,20 @@ def test_missing_matplotlib_error_has_the_pip_command() -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ModuleNotFoundError: Expected matplotlib for `msdlosses.plot`")
     assert last.endswith("pip install 'msdlosses[plot]'")
+
+
+def test_saliency_on_another_default_device() -> None:
+    saliency = {"image": torch.rand(4), "text": torch.rand(4)}
+    with torch.device("meta"):
+        ax = plot_saliency(saliency)
+    assert len(ax.lines) == 2
+
+
+@pytest.mark.parametrize("shape", [(3,), (40, 3), (40, 5, 3)])
+def test_weights_of_any_shape_are_drawn(shape: tuple[int, ...]) -> None:
+    weights = torch.rand(shape) + 0.5
+    count = torch.tensor(40)
+    parts = MSDParts(torch.tensor(0.0), torch.ones(40, 3), weights, VIEWS, count)
+    ax = plot_weights(parts)
+    means = weights.reshape(-1, 3).double().mean(0).tolist()
+    assert [box_of(ax, k)["mean"] for k in range(3)] == pytest.approx(means)

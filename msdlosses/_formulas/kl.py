@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from msdlosses._torch import foreach_exp, foreach_sub_
+
 FINITE_MIN = -1e30
 """Stands for -inf where differences are taken: -inf minus -inf would be NaN."""
 
@@ -20,17 +22,53 @@ def kl(
     `constant_teacher` promises that nothing is differentiated through p, as a learned temperature
     would be. This saves memory.
     """
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     log_m = log_mixture(log_p, log_q, skew) if skew else log_q
     elements = constant_kl_elements if constant_teacher else kl_elements
     return clamp_rounding(elements(log_m, log_p).sum(dim))
 
 
+def kl_derivative(
+    student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return `kl`, and q - p; with a skew, q sum(u) - u, where u = (1 - skew) q (p - m) / m."""
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
+    if skew:
+        log_m = log_mixture(log_p, log_q, skew)
+        ratio = log_p.clamp(min=FINITE_MIN).sub_(log_m).expm1_()
+        values = constant_kl_elements(log_m, log_p).sum(dim)
+        q = log_q.exp_()
+        return values, through_softmax(ratio.mul_(q).mul_(skew - 1), q, dim)
+    q, p = foreach_exp((log_q, log_p))
+    foreach_sub_((log_p, q), (log_q, p))
+    ratio, difference = log_p, q
+    return zero_nan_(ratio.mul_(p)).add_(difference).sum(dim), difference
+
+
 def reverse_kl(student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0) -> Tensor:
     """KL(q || m) with m = skew q + (1 - skew) p."""
-    log_q, log_p = F.log_softmax(student, dim), F.log_softmax(teacher, dim)
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
     log_m = log_mixture(log_q, log_p, skew) if skew else log_p
     return clamp_rounding(kl_elements(log_m, log_q).sum(dim))
+
+
+def reverse_kl_derivative(
+    student: Tensor, teacher: Tensor, *, dim: int, skew: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return `reverse_kl`, and u - q sum(u), where u = q (log q - log m - skew (q - m) / m)."""
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
+    log_m = log_mixture(log_q, log_p, skew) if skew else log_p
+    ratio, q = log_q.sub(log_m), log_q.exp_()
+    products = zero_nan_(ratio * q)
+    values = log_m.exp_().sub_(q).add_(products).sum(dim)
+    if skew:
+        products = zero_nan_(ratio.sub_(ratio.expm1().mul_(skew)).mul_(q))
+    return values, through_softmax(products, q, dim)
+
+
+def through_softmax(gradient: Tensor, q: Tensor, dim: int) -> Tensor:
+    """Turn q times the derivative by q, in place, into the derivative by the logits of q."""
+    return gradient.addcmul_(q, gradient.sum(dim, keepdim=True), value=-1)
 
 
 def kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -58,8 +96,13 @@ def constant_kl_elements(log_q: Tensor, log_p: Tensor) -> Tensor:
             # Inductor does not vectorize the search for NaN.
             products.masked_fill_(minus_p == 0, 0.0)
         else:
-            products.nan_to_num_(0.0, torch.inf, -torch.inf)
+            zero_nan_(products)
     return products.add_(q.add(minus_p))
+
+
+def zero_nan_(products: Tensor) -> Tensor:
+    """Replace NaN, such as 0 times infinity, by 0 in place."""
+    return products.nan_to_num_(0.0, torch.inf, -torch.inf)
 
 
 def clamp_rounding(values: Tensor) -> Tensor:

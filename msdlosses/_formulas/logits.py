@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from msdlosses._formulas.closed_form import ClosedForm, Derivative, Formula
 from msdlosses._masks import outside_inference, unsqueeze_right
+from msdlosses._torch import foreach_div
 
 Temperature = float | Tensor
 """A number, or a tensor of one value or of one value per sample."""
@@ -27,16 +30,41 @@ def upcast_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_temperature(
-    divergence: Callable[[Tensor, Tensor], Tensor],
-    student: Tensor,
-    teacher: Tensor,
+    divergence: Formula,
     temperature: Temperature,
     *,
     rescale: bool,
     dim: int,
     standardize: bool = False,
+    derivative: Derivative | None = None,
+) -> Formula:
+    """Return the divergence of logits divided by tau, times tau squared.
+
+    Its derivative, if given, is used where the temperature is a number and the logits are not
+    standardized.
+    """
+    options: dict[str, Any] = {"rescale": rescale, "dim": dim, "standardize": standardize}
+    formula = partial(_at_temperature, divergence, temperature=temperature, **options)
+    if derivative is None or standardize or isinstance(temperature, Tensor):
+        return formula
+    return ClosedForm(
+        formula,
+        partial(_derivative_at_temperature, derivative, temperature=temperature),
+        dim,
+        value_scale=temperature**2 if rescale else 1.0,
+        gradient_scale=temperature if rescale else 1 / temperature,
+    )
+
+
+def _at_temperature(
+    divergence: Formula,
+    student: Tensor,
+    teacher: Tensor,
+    temperature: Temperature,
+    rescale: bool,
+    dim: int,
+    standardize: bool,
 ) -> Tensor:
-    """Evaluate a divergence of logits divided by tau, and multiply it by tau squared."""
     # Cast first: under autocast, log_softmax of bf16 logits would stay in bf16.
     student, teacher = upcast_pair(student, teacher)
     if standardize:
@@ -50,6 +78,14 @@ def at_temperature(
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = unsqueeze_right(temperature, values.ndim).to(values.dtype)
     return values * temperature**2
+
+
+def _derivative_at_temperature(
+    derivative: Derivative, student: Tensor, teacher: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return the values, and the derivative by logits that are already divided by tau."""
+    logits = upcast(student), upcast(teacher)
+    return derivative(*(logits if temperature == 1 else foreach_div(logits, temperature)))
 
 
 def _standardize(logits: Tensor, dim: int) -> Tensor:

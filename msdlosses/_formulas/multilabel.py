@@ -13,3 +13,11 @@ def multilabel_kl(student: Tensor, teacher: Tensor, *, dim: int) -> Tensor:
     present = kl_elements(logsigmoid(student), logsigmoid(teacher))
     absent = kl_elements(logsigmoid(-student), logsigmoid(-teacher))
     return clamp_rounding((present + absent).sum(dim))
+
+
+def multilabel_kl_derivative(
+    student: Tensor, teacher: Tensor, *, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Return `multilabel_kl`, and sigmoid(s) - sigmoid(t)."""
+    values = multilabel_kl(student, teacher, dim=dim)
+    return values, student.sigmoid().sub_(teacher.sigmoid())

@@ -1,9 +1,9 @@
-"""The teacher's logits, computed once and read from disk."""
+"""The teacher's logits or hidden states, computed once and read from disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msdlosses._checks import check_choice, check_integer, check_that, check_type, expected
-from msdlosses._views import with_modalities
+from msdlosses._checks import (
+    check_callable,
+    check_choice,
+    check_integer,
+    check_that,
+    check_type,
+    expected,
+)
 from msdlosses.cache._build import INDEX, Builder, Options
 from msdlosses.cache._definition import definition
 from msdlosses.cache._evaluation import evaluation_mode
 from msdlosses.cache._files import FORMAT, MANIFEST, unseal
 from msdlosses.cache._fingerprint import canonical, same_json
 from msdlosses.cache._folder import BuildFolder
-from msdlosses.cache._index import is_single, requested_rows
-from msdlosses.cache._layout import NUMBERS, Layout
+from msdlosses.cache._index import is_single
+from msdlosses.cache._layout import NUMBERS
 from msdlosses.cache._processes import all_processes
-from msdlosses.cache._records import decode, expand
-from msdlosses.cache._rows import RowIndex
-from msdlosses.cache._shards import Shards
+from msdlosses.cache._reading import Reader
+from msdlosses.cache._selection import check_mask
 from msdlosses.masking import ModalityViews, Shuffle
+
+Index = Tensor | np.ndarray[Any, Any] | list[int] | int | slice
 
 
 class TeacherCache:
@@ -36,8 +43,14 @@ class TeacherCache:
     workers of a DataLoader share it, and pickling it stores only the path. Each record has a
     checksum, which is verified when the record is read: damaged files raise an error.
 
+    Of sequences it can store the positions that count, such as the tokens of an answer, without
+    padding: see ``positions`` and `read`. Views that return `LinearLogits` are stored as hidden
+    states, and their head once. They need much less space than logits, and are as exact as
+    ``dtype`` at every temperature.
+
     Shape:
-        ``index``: (N,) of integers. Each view: (N, ...), as the teacher returned it, in float32.
+        ``index``: (N,) of integers. Each view: (N, ...), as the teacher returned it: a tensor in
+        float32, or `LinearLogits` in the dtype of the head.
 
     Example:
         >>> import tempfile
@@ -54,12 +67,7 @@ class TeacherCache:
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
         self.fingerprint: Any = manifest["fingerprint"]
-        self._layout = Layout.read(manifest)
-        self._shards = Shards(path, self._layout, manifest["shards"])
-        index = manifest["index"]
-        what, count = f"records in the manifest at {path}", index["count"]
-        check_that(what, 0 < count <= len(self._shards), f"{len(self._shards)} of {count}")
-        self._rows = RowIndex.open(path / index["name"], self._layout, count, index["crc32"])
+        self._reader = Reader(path, manifest)
 
     @classmethod
     def build(
@@ -73,6 +81,7 @@ class TeacherCache:
         fingerprint: Any = None,
         device: torch.device | str | None = None,
         top_k: int | None = None,
+        positions: Callable[[Any], Tensor] | None = None,
         dtype: str = "float16",
         group: Any = None,
     ) -> TeacherCache:
@@ -110,26 +119,29 @@ class TeacherCache:
                 ``-inf``. Only `KDLoss` at temperature 1 is then nearly right. The gradients of
                 `ReverseKDLoss`, `JSDLoss`, and of `KDLoss` at higher temperatures can be more wrong
                 than right.
-            dtype: how to store logits: ``"float16"``, ``"bfloat16"`` with a wider range, or
-                ``"float32"``. In the first two, large logits are stored relative to the maximum of
-                their position, so that their differences are kept.
-                Logits at the lowest number of their dtype, by which models mask classes, are stored
-                as ``-inf``.
+            positions: a function of the loader's batch that returns (N, L) of bool, such as
+                ``lambda batch: batch["labels"][:, 1:] != -100``. Only these positions are stored,
+                as many as each sample has, and `read` returns them.
+            dtype: how to store logits or hidden states: ``"float16"``, ``"bfloat16"`` with a wider
+                range, or ``"float32"``. In the first two, large logits are stored relative to the
+                maximum of their position, so that their differences are kept. Logits at the lowest
+                number of their dtype, by which models mask classes, are stored as ``-inf``.
             group: the processes that build together; by default all of them. They have a minute to
                 meet, and then wait for each other for as long as it takes.
 
         Raises:
             FileExistsError: the folder holds a finished cache or other files, or another process
                 is building there. Builds do not see each other on file systems without locks.
-            TypeError: views, a loader, an index, logits, ``top_k``, or the fingerprint has the
-                wrong type.
+            TypeError: views, a loader, an index, logits, ``top_k``, ``positions`` or what it
+                returns, or the fingerprint has the wrong type.
             KeyError: a batch lacks the index that was requested, that earlier batches had, or that
                 several processes need.
             IndexError: an index is negative.
             ValueError: logits are NaN, too large for ``dtype``, or change their shape; an index is
                 repeated with other logits; a masker uses other samples; the loader shuffles and its
                 batches have no index; the interrupted build had other views; there are no samples,
-                no classes, or no more than ``top_k`` classes.
+                no classes, or no more than ``top_k`` classes; ``positions`` and logits differ in
+                shape; a head changes; ``top_k`` is combined with ``positions`` or `LinearLogits`.
             RuntimeError: a process of the group does not call `build`.
             OSError: a file cannot be written. The build can be resumed.
 
@@ -141,12 +153,14 @@ class TeacherCache:
         check_that("`views` whose maskers depend on one sample only", not shuffled, "Shuffle")
         if top_k is not None:
             check_integer("top_k", top_k, least=1)
+            check_that("no `top_k` with `positions`", positions is None, top_k)
+        check_callable("positions", positions, optional=True)
         check_choice("dtype", dtype, [*NUMBERS])
-        folder, options = Path(path).absolute(), Options(index, top_k, dtype, device)
+        folder, options = Path(path).absolute(), Options(index, top_k, positions, dtype, device)
         request = {"fingerprint": canonical(fingerprint), "names": list(views.names)}
         request |= {"top_k": top_k, "dtype": dtype, "index": index}
         with all_processes(group) as processes, closing(BuildFolder(folder)) as files:
-            progress = processes.first(lambda: files.begin(request, definition(views)))
+            progress = processes.first(lambda: files.begin(request, definition(views, positions)))
             builder = Builder(folder, progress, processes, options)
             with evaluation_mode((teacher, views.output)), torch.no_grad():
                 builder.run(teacher, views, loader)
@@ -164,7 +178,7 @@ class TeacherCache:
         Args:
             path: the folder that `build` filled.
             fingerprint: the fingerprint that the cache must have; None accepts any.
-            verify: read all records, and check that they are as they were written.
+            verify: read all records and heads, and check that they are as they were written.
 
         Raises:
             FileNotFoundError: there is no finished cache.
@@ -181,46 +195,79 @@ class TeacherCache:
             what, got = f"a complete manifest of {FORMAT!r} at {folder}", f"an error with {error}"
             raise ValueError(expected(what, got, "Build the cache again.")) from None
         if verify:
-            cache._shards.verify()
+            cache._reader.verify()
         return cache
 
     @property
     def names(self) -> tuple[str, ...]:
         """The views."""
-        return tuple(self._layout.shapes)
+        return tuple(self._reader.layout.shapes)
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self._rows)
+        return len(self._reader.rows)
 
-    def __getitem__(
-        self, index: Tensor | np.ndarray[Any, Any] | list[int] | int | slice
-    ) -> dict[str, Tensor]:
-        """Return the logits of some samples: view -> (N, ...) in float32, on the index's device.
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        """Return the logits of some samples: view -> (N, ...), on the index's device.
 
-        This waits for an index on a GPU. Read in the workers of the loader if that is too slow.
+        They are tensors in float32, or `LinearLogits` in the dtype of their head. This waits for an
+        index on a GPU. Read in the workers of the loader if that is too slow.
 
         Args:
             index: (N,) of integers, as a tensor, array, or list; a slice of the rows, all of which
                 must exist; or one integer, which returns (...) for each view.
 
         Raises:
-            TypeError: ``index`` is not made of integers.
+            TypeError: ``index`` is not made of integers, or the cache holds positions.
             ValueError: ``index`` has another shape, or a record that it asks for is damaged.
             IndexError: a row is out of range or was never written.
         """
-        rows = requested_rows(index, self._rows.last + 1, len(self))
-        records = self._shards.take(self._rows.find(rows))
-        what, advice = f"the records of these rows in {self.path}", "Build the cache again."
-        check_that(what, (records["row"] == rows).all(), "others", advice)
+        if self._reader.layout.positions:
+            raise TypeError(
+                expected("`cache.read(index, mask)` for a cache of positions", "an index")
+            )
+        rows = self._reader.requested(index)
         device = index.device if isinstance(index, Tensor) else torch.device("cpu")
-        views = {
-            view: expand(decode(self._layout, view, records, device), shape)
-            for view, shape in self._layout.shapes.items()
-        }
-        if is_single(index):
-            views = {view: x[0] for view, x in views.items()}
-        return with_modalities(views, self._layout.modalities)
+        return self._logits(self._reader.read_samples(rows, device), index)
+
+    def read(self, index: Index, mask: Tensor) -> dict[str, Any]:
+        """Return the logits at the stored positions of some samples: view -> (N, L, ...).
+
+        Where the mask is True for the k-th time in a sample, its k-th stored position is returned,
+        and zeros elsewhere: pass ``valid=`` or ``ignore_index=`` to the loss. So the padding may
+        differ from that of the build. The logits are on the mask's device, which this waits for.
+
+        Args:
+            index: (N,) of integers, as for ``cache[index]``.
+            mask: (N, L) of bool, or (L,) for an index of one integer.
+
+        Raises:
+            TypeError: ``index`` is not made of integers, ``mask`` is not boolean, or the cache
+                holds whole samples.
+            ValueError: the mask has another number of positions than were stored, or another
+                shape; or a record is damaged.
+            IndexError: a row is out of range or was never written.
+
+        Example:
+            >>> import tempfile
+            >>> views = ModalityViews(image=lambda batch: batch, text=lambda batch: batch)
+            >>> batch = {"index": torch.tensor([0]), "x": torch.tensor([[[1.0], [2.0], [3.0]]])}
+            >>> with tempfile.TemporaryDirectory() as path:
+            ...     cache = TeacherCache.build(lambda x: x, views, [batch], path,
+            ...                                positions=lambda batch: batch["x"][..., 0] > 1)
+            ...     cache.read([0], torch.tensor([[True, False, True, False]]))["full"][..., 0]
+            tensor([[2., 0., 3., 0.]])
+        """
+        if not self._reader.layout.positions:
+            raise TypeError(expected("`cache[index]` for a cache of whole samples", "`cache.read`"))
+        rows, single = self._reader.requested(index), is_single(index)
+        check_mask("mask", mask, len(rows), single=single)
+        values = self._reader.read_positions(rows, mask.unsqueeze(0) if single else mask)
+        return self._logits(values, index)
+
+    def _logits(self, values: Mapping[str, Tensor], index: Index) -> dict[str, Any]:
+        single = is_single(index)
+        return self._reader.logits({v: x[0] if single else x for v, x in values.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TeacherCache.open, (self.path,)

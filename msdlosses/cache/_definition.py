@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msdlosses.cache._layout import bytes_of
 from msdlosses.cache._reach import cell_contents, from_library, globals_of
 from msdlosses.masking import ModalityViews
 
@@ -27,9 +28,9 @@ DEPTH, DEPTH_OF_OBJECTS = 8, 3
 """How far to follow references, within objects of the user less far."""
 
 
-def definition(views: ModalityViews) -> dict[str, str]:
-    """Return a digest of each masker and of each option that changes the logits."""
-    options = dict(_attributes(views))
+def definition(views: ModalityViews, positions: Any = None) -> dict[str, str]:
+    """Return a digest of each masker and of each option that changes what is stored."""
+    options = {**dict(_attributes(views)), "positions": positions}
     options.pop("views_per_forward")
     options |= {name: frozenset(options[name]) for name in ("ignore", "shared")}
     parts = {f"`{name}`": _describe(value) for name, value in options.items()}
@@ -95,8 +96,8 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _describe_tensor(value: Tensor) -> Iterator[str]:
-    data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    yield f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(data.numpy().data).hexdigest()}"
+    digest = hashlib.sha256(bytes_of(value).data).hexdigest()
+    yield f"{value.dtype} {tuple(value.shape)} {digest}"
 
 
 def _name(value: Any) -> str:

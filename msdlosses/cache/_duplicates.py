@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import torch
 
@@ -15,27 +17,32 @@ TOLERANCE = 2**-6
 """How far two logits of a sample may differ, relative to the largest: batches are rounded apart."""
 
 
-def distinct_rows(rows: Array, shards: Shards) -> RowIndex:
-    """Return where to find the rows of all records, with the first record of each row."""
+def distinct_rows(rows: Array, places: Array, shards: Shards) -> RowIndex:
+    """Return where to find the rows of all samples, with the first record of each row."""
     order = np.argsort(rows, kind="stable")
-    rows = rows[order]
+    rows, places = rows[order], places[order]
     again = np.zeros(len(rows), dtype=bool)
     again[1:] = rows[1:] == rows[:-1]
     repeated = np.flatnonzero(again)
-    for start in range(0, len(repeated), 1024):
-        later = repeated[start : start + 1024]
-        _require_same(shards.layout, shards.take(order[later - 1]), shards.take(order[later]))
-    return RowIndex(rows[~again], order[~again])
+    step = 1 if shards.layout.positions else 1024  # which may be many records of one sample
+    for start in range(0, len(repeated), step):
+        later = repeated[start : start + step]
+        _require_same(shards.layout, *(shards.take_all(places[at]) for at in (later - 1, later)))
+    return RowIndex(rows[~again], places[~again])
 
 
 def _require_same(layout: Layout, first: Array, again: Array) -> None:
+    if len(first) != len(again):
+        _fail(first, f"{len(first)} and {len(again)} positions")
     for view in layout.shapes:
         same = _equal_logits(layout, view, first, again)
         if not same.all():
-            row = first["row"][int(same.int().argmin())]
-            advice = "The teacher must not be random either."
-            got = f"different logits in `{view}` for {row}"
-            raise ValueError(expected("different samples to use each `index` once", got, advice))
+            _fail(first[int(same.int().argmin()) :], f"different logits in `{view}`")
+
+
+def _fail(records: Array, difference: str) -> NoReturn:
+    got, advice = f"{difference} for {records['row'][0]}", "The teacher must not be random either."
+    raise ValueError(expected("different samples to use each `index` once", got, advice))
 
 
 def _equal_logits(layout: Layout, view: str, first: Array, again: Array) -> torch.Tensor:

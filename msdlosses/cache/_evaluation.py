@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, WrapperDescriptorType
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,8 @@ from torch import nn
 from msdlosses.cache._reach import reachable
 
 TRANSPARENT = (
-    BuiltinFunctionType, FunctionType, MethodType, ModuleType, partial, dict, list, set, tuple
+    BuiltinFunctionType, FunctionType, MethodType, ModuleType, WrapperDescriptorType,
+    partial, dict, list, set, tuple,
 )  # fmt: skip
 
 

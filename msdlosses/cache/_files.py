@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-FORMAT = "msdlosses teacher cache 3"
+FORMAT = "msdlosses teacher cache 4"
 START = b'{"format": "msdlosses teacher cache'
 MANIFEST = "manifest.json"
 BUILD = "msdlosses-build.json"
-RECORDS, ROWS, PART = ".records", ".rows", ".part"
+RECORDS, HEAD, ROWS, PART = ".records", ".head", ".rows", ".part"
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -61,10 +61,10 @@ def write_new(path: Path, *parts: Any) -> None:
             raise
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, *content: Any) -> None:
     """Write a file completely or not at all."""
     part = path.with_name(uuid.uuid4().hex + PART)
-    write_new(part, content)
+    write_new(part, *content)
     part.replace(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from msdlosses._checks import check_that, expected
 from msdlosses.cache._duplicates import distinct_rows
 from msdlosses.cache._files import (
     BUILD,
+    HEAD,
     MANIFEST,
     PART,
     RECORDS,
@@ -26,6 +27,7 @@ from msdlosses.cache._files import (
     write_atomically,
 )
 from msdlosses.cache._fingerprint import same_json
+from msdlosses.cache._heads import heads_are_intact
 from msdlosses.cache._layout import Array, Layout
 from msdlosses.cache._lock import LockedFile
 from msdlosses.cache._parts import Part, read_parts
@@ -69,8 +71,13 @@ class BuildFolder:
         same = same_json({key: (earlier or {}).get(key) for key in request}, request)
         if earlier and same and request["fingerprint"] is not None:
             _check_views(self.folder, earlier["definition"], views)
-            return self._resume(earlier["mark"])
-        self._remove(RECORDS)
+            parts = [*read_parts(self.folder, earlier["mark"])]
+            if not parts or heads_are_intact(self.folder, parts[0].layout):
+                return _resume(parts, earlier["mark"])
+        return self._start(views, lock)
+
+    def _start(self, views: Mapping[str, str], lock: LockedFile) -> Progress:
+        self._remove(RECORDS, HEAD)
         mark = uuid.uuid4().hex
         lock.write(seal({**self.request, "definition": dict(views), "mark": mark}))
         return Progress(mark, None, np.empty(0, np.int64), {})
@@ -81,14 +88,6 @@ class BuildFolder:
             lock.remove()
             _check_folder(self.folder)
 
-    def _resume(self, mark: str) -> Progress:
-        parts = [*read_parts(self.folder, mark)]
-        for part in parts:
-            part.truncate()
-        rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
-        counts = {part.path.name: len(part.rows) for part in parts}
-        return Progress(mark, parts[0].layout if parts else None, np.unique(rows), counts)
-
     def finish(self, mark: str, counts: Mapping[str, int]) -> None:
         """Check that all records are on disk, and write where they are, and the manifest."""
         check_that("samples in `loader`", any(counts.values()))
@@ -96,12 +95,13 @@ class BuildFolder:
         parts = [_intact(self.folder / name, found.get(name), n) for name, n in counts.items() if n]
         layout = parts[0].layout
         for part in parts:
-            what, got = "logits of the same shapes in all processes", part.layout.shapes
+            what, got = "logits of the same shapes and heads in all processes", part.layout.shapes
             check_that(f"{what}, {layout.shapes}", part.layout == layout, got)
-        shards = {part.path.name: len(part.rows) for part in parts}
-        index = distinct_rows(
-            np.concatenate([part.rows for part in parts]), Shards(self.folder, layout, shards)
-        )
+        shards = {part.path.name: part.count for part in parts}
+        starts = np.cumsum([0, *shards.values()])[:-1]
+        places = [start + part.places for start, part in zip(starts, parts, strict=True)]
+        rows = np.concatenate([part.rows for part in parts])
+        index = distinct_rows(rows, np.concatenate(places), Shards(self.folder, layout, shards))
         entry = index.write(unused_path(self.folder, f"{{:04}}{ROWS}"), layout)
         fingerprint = self.request["fingerprint"]
         manifest = {**layout.entries, "fingerprint": fingerprint, "index": entry, "shards": shards}
@@ -140,6 +140,14 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _resume(parts: Sequence[Part], mark: str) -> Progress:
+    for part in parts:
+        part.truncate()
+    rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
+    counts = {part.path.name: part.count for part in parts}
+    return Progress(mark, parts[0].layout if parts else None, np.unique(rows), counts)
+
+
 def _check_views(folder: Path, earlier: Mapping[str, str], views: Mapping[str, str]) -> None:
     changed = sorted(name for name in {**earlier, **views} if earlier.get(name) != views.get(name))
     what = f"the views that the interrupted build in {folder} has under the same fingerprint"
@@ -149,7 +157,7 @@ def _check_views(folder: Path, earlier: Mapping[str, str], views: Mapping[str, s
 
 def _intact(path: Path, part: Part | None, count: int) -> Part:
     """Return a shard, in which all records must be as they were written."""
-    if part is None or len(part.rows) != count or path.stat().st_size != part.size:
+    if part is None or part.count != count or path.stat().st_size != part.size:
         advice = "Build again with the same fingerprint, which resumes the build."
         raise OSError(expected(f"{path} as it was written", "a damaged file or none", advice))
     return part

@@ -1,14 +1,21 @@
-"""The records of a cache as bytes: for each sample its row, its logits, and a checksum."""
+"""The records of a cache as bytes.
+
+There is one for each sample, or for each position that is kept: its row, its logits or hidden
+states, and a checksum.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from msdlosses._checks import check_that
 from msdlosses.cache._files import seal, unseal
@@ -20,8 +27,51 @@ NUMBERS = {"float16": "<f2", "bfloat16": "<i2", "float32": "<f4"}
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of its own."""
+
+    digest: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, entries: Mapping[str, Any]) -> StoredTensor:
+        """Read the description of a tensor from JSON types."""
+        return cls(entries["digest"], entries["dtype"], tuple(entries["shape"]))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns the hidden states of a view into logits."""
+
+    weight: StoredTensor
+    bias: StoredTensor | None
+    scale: float
+    softcap: float | None
+    classes: int
+
+    @classmethod
+    def read(cls, entries: Mapping[str, Any]) -> Head:
+        """Read a head from JSON types."""
+        bias = None if entries["bias"] is None else StoredTensor.read(entries["bias"])
+        options = (entries[name] for name in ("scale", "softcap", "classes"))
+        return cls(StoredTensor.read(entries["weight"]), bias, *options)
+
+
+@dataclass(frozen=True)
 class Layout:
-    """The contents of a record: all logits of each view, or the largest and a rest."""
+    """The contents of a record: of each view all logits, the largest and a rest, or hidden states.
+
+    Shapes are those of one record.
+    """
 
     mark: str
     """Identifies a build."""
@@ -29,13 +79,19 @@ class Layout:
     top_k: int | None
     dtype: str
     modalities: tuple[str, ...]
+    positions: bool = False
+    """Whether there is a record for each position that is kept."""
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    """The heads of the views whose hidden states are stored."""
 
     @classmethod
     def read(cls, entries: Mapping[str, Any]) -> Layout:
         """Read a layout from JSON types."""
         shapes = {view: tuple(int(n) for n in shape) for view, shape in entries["views"].items()}
         modalities = tuple(entries["modalities"])
-        return cls(entries["mark"], shapes, entries["top_k"], entries["dtype"], modalities)
+        heads = {view: Head.read(head) for view, head in entries["heads"].items()}
+        top_k, dtype, positions = (entries[name] for name in ("top_k", "dtype", "positions"))
+        return cls(entries["mark"], shapes, top_k, dtype, modalities, positions, heads)
 
     @property
     def entries(self) -> dict[str, Any]:
@@ -47,6 +103,8 @@ class Layout:
             "top_k": self.top_k,
             "dtype": self.dtype,
             "modalities": list(self.modalities),
+            "positions": self.positions,
+            "heads": {view: asdict(head) for view, head in self.heads.items()},
         }
 
     @cached_property
@@ -58,25 +116,33 @@ class Layout:
     @cached_property
     def record(self) -> np.dtype[Any]:
         """The dtype of a record, which is a whole number of words."""
-        views = np.dtype([(view, self._fields(shape)) for view, shape in self.shapes.items()])
-        end = 8 + views.itemsize + -views.itemsize % 8
+        views = np.dtype([(view, self._fields(view)) for view in self.shapes])
+        start = 8 * len(self.counters)
+        end = start + views.itemsize + -views.itemsize % 8
         return np.dtype(
             {
-                "names": ["row", "views", "checksum"],
-                "formats": ["<i8", views, "<u8"],
-                "offsets": [0, 8, end],
+                "names": [*self.counters, "views", "checksum"],
+                "formats": ["<i8"] * len(self.counters) + [views, "<u8"],
+                "offsets": [*range(0, start, 8), start, end],
                 "itemsize": end + 8,
             }
         )
 
-    def _fields(self, shape: tuple[int, ...]) -> list[Any]:
-        number, positions = NUMBERS[self.dtype], shape[:-1]
-        shift = [] if self.dtype == "float32" else [("shift", "<f4", positions)]
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """The row of a sample, and which of how many positions a record holds."""
+        return ("row", "position", "count") if self.positions else ("row",)
+
+    def _fields(self, view: str) -> list[Any]:
+        number, shape = NUMBERS[self.dtype], self.shapes[view]
+        positions = shape[:-1]
+        shifted = self.dtype != "float32" and view not in self.heads
+        shift = [("shift", "<f4", positions)] if shifted else []
         if self.top_k is None:
-            return [("logits", number, shape), *shift]
+            return [("values", number, shape), *shift]
         kept = (*positions, self.top_k)
         return [
-            ("logits", number, kept),
+            ("values", number, kept),
             ("classes", "<i4", kept),
             ("rest", "<f4", positions),
             *shift,
@@ -129,3 +195,23 @@ def require_file(path: Path, layout: Layout, size: int) -> None:
     with path.open("rb") as file:
         same = file.read(len(header)) == header
     check_that(f"{path} to belong to this cache", same, "a file of another one")
+
+
+def numbered(counts: Array) -> Array:
+    """Return 0, 1, ... for each count: [2, 3] -> [0, 1, 0, 1, 2]."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    numbers: Array = np.arange(total) - (ends - counts).repeat(counts)
+    return numbers
+
+
+def spans(starts: Array, counts: Array) -> Array:
+    """Return the places of some records that follow each start."""
+    places: Array = starts.repeat(counts) + numbered(counts)
+    return places
+
+
+def bytes_of(tensor: Tensor) -> Array:
+    """Return a tensor as bytes."""
+    data: Array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return data

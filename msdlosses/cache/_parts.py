@@ -21,12 +21,16 @@ class Part:
     path: Path
     layout: Layout
     rows: Array
-    """The rows of its records, up to the first that is damaged."""
+    """The rows of its samples, up to the first that is incomplete or damaged."""
+    places: Array
+    """The first record of each."""
+    count: int
+    """The number of their records."""
 
     @property
     def size(self) -> int:
         """The bytes of the intact records and their header."""
-        return len(self.layout.header) + len(self.rows) * self.layout.record.itemsize
+        return len(self.layout.header) + self.count * self.layout.record.itemsize
 
     def truncate(self) -> None:
         """Cut off what is damaged, such as a record that was written in part."""
@@ -39,12 +43,26 @@ def read_parts(folder: Path, mark: str) -> Iterator[Part]:
     for path in sorted(folder.glob(f"*{RECORDS}")):
         layout = read_layout(path)
         if layout is not None and layout.mark == mark:
-            yield Part(path, layout, np.concatenate([*_intact_rows(path, layout)]))
+            yield _part(path, layout)
 
 
-def _intact_rows(path: Path, layout: Layout) -> Iterator[Array]:
+def _part(path: Path, layout: Layout) -> Part:
+    """Find the complete samples, which may lack none of their positions."""
+    row, *position = np.concatenate([*_intact_counters(path, layout)], axis=1)
+    if not layout.positions:
+        return Part(path, layout, row, np.arange(len(row)), len(row))
+    at, count = position
+    places = np.flatnonzero(at == 0)
+    ends = places + count[places].clip(min=1)
+    complete = ends <= len(row)
+    places, ends = places[complete], ends[complete]
+    return Part(path, layout, row[places], places, int(ends.max(initial=0)))
+
+
+def _intact_counters(path: Path, layout: Layout) -> Iterator[Array]:
+    """Yield the counters (n, records) of records up to the first that is damaged."""
     size = layout.record.itemsize
-    yield np.empty(0, np.int64)
+    yield np.empty((len(layout.counters), 0), np.int64)
     with path.open("rb") as file:
         file.seek(len(layout.header))
         while len(data := file.read(max(1, CHUNK // size) * size)) >= size:
@@ -52,6 +70,6 @@ def _intact_rows(path: Path, layout: Layout) -> Iterator[Array]:
             words = words.reshape(-1, layout.words)
             intact = layout.intact(words)
             end = len(intact) if intact.all() else int(intact.argmin())
-            yield words[:end].view(layout.record)["row"][:, 0].copy()
+            yield words[:end, : len(layout.counters)].view("<i8").T.copy()
             if end < len(intact):
                 return

@@ -12,16 +12,14 @@ from torch import Tensor
 from msdlosses._checks import check_floating, check_that
 from msdlosses.cache._layout import Array, Layout
 from msdlosses.cache._rounding import Fields, check_rounded, exclude_masked, expand_shift, shift_of
+from msdlosses.cache._selection import Selection
 
 
 class Record:
     """The logits of a batch, on their way from the device to disk."""
 
-    def __init__(
-        self, rows: Array, missing: Array, logits: Mapping[str, Tensor], layout: Layout
-    ) -> None:
-        self.rows = rows[missing]
-        self.missing = missing
+    def __init__(self, selection: Selection, logits: Mapping[str, Tensor], layout: Layout) -> None:
+        self.selection = selection
         self.layout = layout
         self.exact = {view: compress(view, values, layout) for view, values in logits.items()}
         self.host = {view: self._to_host(fields) for view, fields in self.exact.items()}
@@ -33,28 +31,33 @@ class Record:
     def _to_host(self, fields: Fields) -> Fields:
         """Round, and copy to the host: from a GPU into pinned memory, without waiting."""
         number = getattr(torch, self.layout.dtype)
-        rounded = {f: v.to(number) if f in ("logits", "rest") else v for f, v in fields.items()}
+        rounded = {f: v.to(number) if f in ("values", "rest") else v for f, v in fields.items()}
         return {f: v.to("cpu", non_blocking=v.is_cuda) for f, v in rounded.items()}
 
     def wait(self) -> Array:
         """Return the records once they are on the host, without checksums."""
         if self.copied is not None:  # pragma: no cover - needs a GPU
             self.copied.synchronize()
-        records = np.zeros(len(self.rows), self.layout.record)
-        records["row"] = self.rows
+        filled = self.selection.filled
+        records = np.zeros(len(filled), self.layout.record)
+        for name, counter in self.selection.counters.items():
+            records[name] = counter
         for view, fields in self.host.items():
+            kind = "hidden states" if view in self.layout.heads else "logits"
             for field, values in fields.items():
                 if values.is_floating_point():
-                    check_rounded(view, values, self.exact[view][field])
-                records["views"][view][field] = _as_array(values)[self.missing]
+                    check_rounded(f"{kind} of `{view}`", values, self.exact[view][field])
+                records["views"][view][field][filled] = _as_array(values)
         return records
 
 
 def compress(view: str, logits: Tensor, layout: Layout) -> Fields:
-    """Return the fields to keep of logits (N, ..., C), before rounding, in new tensors."""
+    """Return the fields to keep of logits (N, ..., C) or hidden states, before rounding."""
     check_floating(f"logits of the teacher in `{view}`", logits)
+    if view in layout.heads:
+        return {"values": logits}
     logits = exclude_masked(logits)
-    fields = {"logits": logits} if layout.top_k is None else _largest(view, logits, layout.top_k)
+    fields = {"values": logits} if layout.top_k is None else _largest(view, logits, layout.top_k)
     if layout.dtype == "float32":
         return fields
     shift = shift_of(logits)
@@ -67,7 +70,7 @@ def _largest(view: str, logits: Tensor, top_k: int) -> Fields:
     check_that(f"more than `top_k` = {top_k} classes in `{view}`", count > 0, tuple(logits.shape))
     largest, classes = logits.topk(top_k)
     others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1)
-    return {"logits": largest, "classes": classes.int(), "rest": others - math.log(count)}
+    return {"values": largest, "classes": classes.int(), "rest": others - math.log(count)}
 
 
 def decode(layout: Layout, view: str, records: Array, device: torch.device) -> Fields:
@@ -85,9 +88,9 @@ def decode(layout: Layout, view: str, records: Array, device: torch.device) -> F
 def expand(fields: Fields, shape: tuple[int, ...]) -> Tensor:
     """Return logits (N, ..., C), with one value for all classes that were not kept."""
     if "classes" not in fields:
-        return fields["logits"]
+        return fields["values"]
     others = fields["rest"].unsqueeze(-1).expand(-1, *shape)
-    return others.scatter(-1, fields["classes"].long(), fields["logits"])
+    return others.scatter(-1, fields["classes"].long(), fields["values"])
 
 
 def _to_device(fields: Fields, device: torch.device) -> Fields:

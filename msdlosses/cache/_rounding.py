@@ -43,14 +43,14 @@ def expand_shift(shift: Tensor, values: Tensor) -> Tensor:
     return shift if values.ndim == shift.ndim else shift.unsqueeze(-1)
 
 
-def check_rounded(view: str, rounded: Tensor, exact: Tensor) -> None:
+def check_rounded(what: str, rounded: Tensor, exact: Tensor) -> None:
     """Check that no value is NaN, infinite, or has become infinite by rounding."""
     if bool(rounded.isfinite().all()):
         return
-    check_that(f"no NaN in the teacher's logits of `{view}`", not rounded.isnan().any(), "some")
+    check_that(f"no NaN in the teacher's {what}", not rounded.isnan().any(), "some")
     overflow = exact[rounded.isinf().to(exact.device) & (exact != -torch.inf)][:1].tolist()
     got = "".join(f"{value:g}" for value in overflow)
     name, limit = str(rounded.dtype).removeprefix("torch."), torch.finfo(rounded.dtype).max
-    what = f"teacher logits in `{view}` of at most {limit:.8g}, for {name}"
+    what = f"teacher {what} of at most {limit:.8g}, for {name}"
     advice = "Mask classes by -inf, or pass a `dtype` with a wider range."
     check_that(what, not overflow, got, advice)

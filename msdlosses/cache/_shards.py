@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from msdlosses._checks import expected
-from msdlosses.cache._layout import Array, Layout, require_file
+from msdlosses.cache._layout import Array, Layout, require_file, spans
 
 MAX_OPEN = 128
 """Shards that are mapped at once. Each map holds a file descriptor."""
@@ -41,6 +41,14 @@ class Shards:
             here = shards == shard
             records[here] = self._take(shard, places[here] - self.starts[shard])
         return records
+
+    def take_all(self, places: Array) -> Array:
+        """Return all records of the samples whose first ones are at some places."""
+        records = self.take(places)
+        if not self.layout.positions:
+            return records
+        counts = records["count"].clip(min=1)
+        return self.take(spans(places, counts))
 
     def _take(self, shard: int, places: Array) -> Array:
         words = self._map(shard).take(places, axis=0)

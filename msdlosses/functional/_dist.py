@@ -70,4 +70,4 @@ def dist_loss(
     if valid is not None:
         check_mask("valid", valid, student, dim)
     divergence = partial(dist, valid=valid, dim=dim, inter=inter, intra=intra)
-    return at_temperature(divergence, student, teacher, temperature, rescale=rescale, dim=dim)
+    return at_temperature(divergence, temperature, rescale=rescale, dim=dim)(student, teacher)

@@ -38,7 +38,7 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, *, dim: int = -1) -> Tensor
     in Kim et al. 2021, arXiv 2105.08919, section 3.
     """
     check_pair(student, teacher, dim=dim)
-    return logit_mse(*upcast_pair(student, teacher), dim=dim)
+    return logit_mse(student, teacher, dim=dim)
 
 
 def hint_loss(student: Tensor, teacher: Tensor, *, dim: int = -1) -> Tensor:

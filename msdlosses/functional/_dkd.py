@@ -64,4 +64,4 @@ def dkd_loss(
     check_weights(alpha=alpha, beta=beta)
     check_classes_exist("target", target, student, dim)
     divergence = partial(dkd, target=target, dim=dim, alpha=alpha, beta=beta)
-    return at_temperature(divergence, student, teacher, temperature, rescale=rescale, dim=dim)
+    return at_temperature(divergence, temperature, rescale=rescale, dim=dim)(student, teacher)

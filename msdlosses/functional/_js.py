@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.js import js
+from msdlosses._formulas.js import js, js_derivative
 from msdlosses._formulas.logits import Temperature, at_temperature
 from msdlosses.functional._checks import check_tempered
 
@@ -63,5 +63,10 @@ def js_divergence(
     """
     check_tempered(student, teacher, temperature, dim)
     check_number("beta", beta, "[0, 1]")
-    divergence = partial(js, dim=dim, beta=beta, normalize=normalize)
-    return at_temperature(divergence, student, teacher, temperature, rescale=rescale, dim=dim)
+    return at_temperature(
+        partial(js, dim=dim, beta=beta, normalize=normalize),
+        temperature,
+        rescale=rescale,
+        dim=dim,
+        derivative=partial(js_derivative, dim=dim, beta=beta, normalize=normalize),
+    )(student, teacher)

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.kl import kl, reverse_kl
+from msdlosses._formulas.kl import kl, kl_derivative, reverse_kl, reverse_kl_derivative
 from msdlosses._formulas.logits import Temperature, at_temperature
 from msdlosses.functional._checks import check_tempered
 
@@ -65,10 +65,14 @@ def kl_divergence(
     check_tempered(student, teacher, temperature, dim)
     check_number("skew", skew, "[0, 1)")
     constant = not isinstance(temperature, Tensor)
-    divergence = partial(kl, dim=dim, skew=skew, constant_teacher=constant)
     return at_temperature(
-        divergence, student, teacher, temperature, rescale=rescale, dim=dim, standardize=standardize
-    )
+        partial(kl, dim=dim, skew=skew, constant_teacher=constant),
+        temperature,
+        rescale=rescale,
+        dim=dim,
+        standardize=standardize,
+        derivative=partial(kl_derivative, dim=dim, skew=skew),
+    )(student, teacher)
 
 
 def reverse_kl_divergence(
@@ -113,5 +117,10 @@ def reverse_kl_divergence(
     """
     check_tempered(student, teacher, temperature, dim)
     check_number("skew", skew, "[0, 1)")
-    divergence = partial(reverse_kl, dim=dim, skew=skew)
-    return at_temperature(divergence, student, teacher, temperature, rescale=rescale, dim=dim)
+    return at_temperature(
+        partial(reverse_kl, dim=dim, skew=skew),
+        temperature,
+        rescale=rescale,
+        dim=dim,
+        derivative=partial(reverse_kl_derivative, dim=dim, skew=skew),
+    )(student, teacher)

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from msdlosses._formulas.logits import Temperature, at_temperature
-from msdlosses._formulas.multilabel import multilabel_kl
+from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_derivative
 from msdlosses.functional._checks import check_tempered
 
 
@@ -46,5 +46,10 @@ def multilabel_kl_divergence(
     Source: [ours].
     """
     check_tempered(student, teacher, temperature, dim)
-    divergence = partial(multilabel_kl, dim=dim)
-    return at_temperature(divergence, student, teacher, temperature, rescale=rescale, dim=dim)
+    return at_temperature(
+        partial(multilabel_kl, dim=dim),
+        temperature,
+        rescale=rescale,
+        dim=dim,
+        derivative=partial(multilabel_kl_derivative, dim=dim),
+    )(student, teacher)

@@ -8,20 +8,21 @@ from torch import Tensor
 
 from msdlosses._checks import check_views
 from msdlosses._formulas.saliency import Divergence, check_divergence, view_saliency
+from msdlosses._linear import LOGITS, Logits
 from msdlosses._views import modalities_of
 
 
 def modality_saliency(
-    teacher: Mapping[str, Tensor], *, divergence: Divergence | None = None
+    teacher: Mapping[str, Logits], *, divergence: Divergence | None = None
 ) -> dict[str, Tensor]:
     r"""Measure how far the teacher's prediction moves when a modality is taken away.
 
     .. math:: s_{nm} = D\bigl(T(x_n)\,\|\,T(x_n^{\sim m})\bigr)
 
     Args:
-        teacher: logits by view: ``full``, and for each modality ``m`` the view ``~m`` that shows
-            everything except ``m``. With only two modalities ``~m`` can be left out, because it is
-            the view of the other modality.
+        teacher: logits or `LinearLogits` by view: ``full``, and for each modality ``m`` the view
+            ``~m`` that shows everything except ``m``. With only two modalities ``~m`` can be left
+            out, because it is the view of the other modality.
         divergence: D: a `DistillationLoss`, or a function ``(student, teacher) -> values`` that
             does not reduce. None is the KL divergence at temperature 1.
 
@@ -41,7 +42,7 @@ def modality_saliency(
 
     Source: [paper] "saliency scores for each modality"; the KL divergence as D: [ours].
     """
-    check_views("teacher", teacher)
+    check_views("teacher", teacher, LOGITS)
     check_divergence(divergence)
     return {
         modality: view_saliency(teacher, modality, divergence)

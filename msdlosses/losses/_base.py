@@ -19,8 +19,16 @@ from msdlosses._checks import (
     describe,
     expected,
 )
+from msdlosses._linear import (
+    LOGITS,
+    LinearLogits,
+    Logits,
+    constant,
+    materialize,
+    tensors_of,
+)
 from msdlosses._masks import intersect, outside_inference, unsqueeze_right, zero_invalid
-from msdlosses._torch import in_forward_mode, is_transformed
+from msdlosses._torch import in_forward_mode, is_transformed, uncompiled
 from msdlosses.losses._chunks import can_chunk, chunked_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -37,13 +45,14 @@ class DistillationLoss(nn.Module, ABC):
             ``ignore_index`` needs a target.
         reduction: ``"mean"`` over the valid samples, never over the classes; ``"sum"``; or
             ``"none"``, where a sample that is left out is 0.
-        chunk_size: compute the loss of this many samples at a time, and again in the backward
-            pass, so that only the logits are kept in memory; None computes all at once. For
-            vocabularies that are too large for the memory. The loss remains twice differentiable.
-            In forward mode, under `torch.func`, and in compiled code it is computed all at once.
+        chunk_size: compute the loss of this many samples or positions at a time, and again in the
+            backward pass, so that only the logits are kept in memory. For vocabularies that are
+            too large for the memory. None computes all at once, but `LinearLogits` 512 at a time.
+            The loss remains twice differentiable. Compiled code computes all at once.
 
     Shape:
-        ``student`` and ``teacher``: (N, ..., C). Returns a scalar, or (N, ...) if unreduced.
+        ``student`` and ``teacher``: (N, ..., C), tensors or `LinearLogits`. Returns a scalar, or
+        (N, ...) if unreduced.
 
     Raises:
         ValueError: ``reduction`` is unknown; shapes or devices differ; the target that
@@ -51,7 +60,8 @@ class DistillationLoss(nn.Module, ABC):
             gradient and the student's do not, as if they were swapped; ``chunk_size`` is below 1,
             is set for a loss that compares samples with each other, or is set with a ``dim`` other
             than -1.
-        TypeError: outputs are not floating-point tensors, or an option has the wrong type.
+        TypeError: outputs are not floating-point tensors, or an option has the wrong type; the
+            loss compares samples with each other, and outputs are `LinearLogits`.
         IndexError: ``dim`` is not an axis of the outputs.
 
     Example:
@@ -67,7 +77,10 @@ class DistillationLoss(nn.Module, ABC):
     same_width = True
     """Student and teacher must have equally many classes."""
     relational = False
-    """Samples are compared with each other, so that each value depends on all of them."""
+    """Samples are compared with each other, so that each value depends on all of them.
+
+    Such a loss has no chunks, and does not take `LinearLogits`.
+    """
     needs_target = False
     """`per_sample` needs class indices as its target, which are then checked."""
 
@@ -103,13 +116,14 @@ class DistillationLoss(nn.Module, ABC):
         """Return one value per sample, or per position of a sequence: (N, ...).
 
         The caller has checked the arguments and set invalid samples to 0, and discards their
-        values. Only losses that compare samples with each other need ``valid``.
+        values. In chunks, the samples are those of a chunk, and ``student`` and ``teacher`` are
+        tensors in any case. Only losses that compare samples with each other need ``valid``.
         """
 
     def forward(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Logits,
+        teacher: Logits,
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
@@ -117,8 +131,8 @@ class DistillationLoss(nn.Module, ABC):
         """Compute the loss.
 
         Args:
-            student: logits.
-            teacher: logits of the same shape; they get no gradient.
+            student: logits, or `LinearLogits`.
+            teacher: logits of the same shape, or `LinearLogits`; they get no gradient.
             target: the labels, for losses that need them.
             valid: which samples, or positions, to use: a boolean tensor (N,) or (N, ...).
         """
@@ -135,8 +149,8 @@ class DistillationLoss(nn.Module, ABC):
 
     def _valid_mask(
         self,
-        student: Tensor,
-        teacher: Tensor,
+        student: Logits,
+        teacher: Logits,
         target: Tensor | None,
         valid: Tensor | None,
         view: str = "",
@@ -145,7 +159,10 @@ class DistillationLoss(nn.Module, ABC):
 
         Messages name the view, if there is one.
         """
-        check_pair(student, teacher, dim=self.dim, view=view, same_width=self.same_width)
+        if isinstance(student, LinearLogits) or isinstance(teacher, LinearLogits):
+            self._check_linear()
+        width = self.same_width
+        check_pair(student, teacher, dim=self.dim, view=view, same_width=width, kinds=LOGITS)
         self._require_order(student, teacher)
         self._require_fit(student)
         if valid is not None:
@@ -162,29 +179,43 @@ class DistillationLoss(nn.Module, ABC):
             check_classes_exist("target", target, student, self.dim, valid)
         return valid
 
-    def _require_order(self, student: Tensor, teacher: Tensor) -> None:
+    def _require_order(self, student: Logits, teacher: Logits) -> None:
         """Raise an error if the student's and the teacher's logits are swapped, in training."""
         swapped = teacher.requires_grad and not student.requires_grad
-        differentiated = torch.is_grad_enabled() and not is_transformed(student)
+        differentiated = torch.is_grad_enabled() and not is_transformed(*tensors_of(student))
         # In forward mode gradients can be enabled although nothing requires one.
         if swapped and self.training and differentiated and not in_forward_mode():
             advice = "Did you swap them? In evaluation mode the loss accepts constant logits."
             what = "`student` to require a gradient, or `teacher` not to"
             raise ValueError(expected(what, "the reverse", advice))
 
-    def _require_fit(self, student: Tensor) -> None:
+    def _require_fit(self, student: Logits) -> None:
         """Raise an error if an option, such as a temperature per sample, does not fit."""
 
     def _masked_per_sample(
-        self, student: Tensor, teacher: Tensor, target: Tensor | None, mask: Tensor | None
+        self, student: Logits, teacher: Logits, target: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """Return `per_sample`, with 0 and no gradient where the mask is False."""
         teacher, target, mask = (outside_inference(x) for x in (teacher, target, mask))
-        if self.chunk_size is None or not can_chunk(self, student, target):
+        if isinstance(student, LinearLogits) or isinstance(teacher, LinearLogits):
+            return self._linear_per_sample(student, teacher, target, mask)
+        size = None if torch.compiler.is_compiling() else self.chunk_size
+        if size is None or not can_chunk(student, target):
             return self._all_at_once(student, teacher, target, mask)
-        return chunked_per_sample(self, student, teacher, target, mask, self.chunk_size)
+        return chunked_per_sample(self, student, teacher, target, mask, size)
 
-    def _all_per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+    @uncompiled
+    def _linear_per_sample(
+        self, student: Logits, teacher: Logits, target: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if not can_chunk(student, target):
+            pair = materialize(student), materialize(constant(teacher))
+            return self._all_at_once(*pair, target, mask)
+        sizes = [x.chunk_size for x in (student, teacher) if isinstance(x, LinearLogits)]
+        size = self.chunk_size or min(sizes)
+        return chunked_per_sample(self, student, teacher, target, mask, size)
+
+    def _all_per_sample(self, student: Logits, teacher: Logits) -> Tensor:
         """Return `per_sample` of logits that are all valid, in chunks if there is a size."""
         return self._masked_per_sample(student, teacher, None, None)
 
@@ -197,6 +228,12 @@ class DistillationLoss(nn.Module, ABC):
         invalid = ~unsqueeze_right(mask, student.ndim - 1).unsqueeze(self.dim)
         student, teacher = student.masked_fill(invalid, 0.0), teacher.masked_fill(invalid, 0.0)
         return zero_invalid(self.per_sample(student, teacher, target, valid=mask), mask)
+
+    def _check_linear(self) -> None:
+        what = f"tensors for {describe(self)}, which compares samples with each other"
+        advice = "Compute them by `.materialize()`."
+        check_that(what, not self.relational, "LinearLogits", advice, TypeError)
+        check_that("`dim` to be -1 with LinearLogits", self.dim == -1, self.dim)
 
     def _check_chunk_size(self, chunk_size: int, dim: int) -> None:
         check_integer("chunk_size", chunk_size, least=1)

@@ -1,72 +1,77 @@
-"""Per-sample losses in chunks, so that only the logits are kept for the backward pass."""
+"""Per-sample losses in chunks of logits, which are computed again in the backward pass."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from copy import copy
-from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msdlosses._masks import unsqueeze_right
-from msdlosses._torch import apply_function, is_transformed
-from msdlosses.losses._replay import ForwardContext
+from msdlosses._linear import (
+    Head,
+    LinearLogits,
+    Logits,
+    chunk_rows,
+    constant,
+    shared_axes,
+    tensors_of,
+)
+from msdlosses._masks import unsqueeze_right, zero_invalid
+from msdlosses._torch import is_transformed
+from msdlosses.losses._rows import Chunks, Gradient, Inputs, Outputs, RowFunction, in_chunks
 
 
-def can_chunk(loss: nn.Module, student: Tensor, target: Tensor | None) -> bool:
-    """Return whether the loss can be computed in chunks here.
-
-    It cannot where every operation is traced: by a compiler, which keeps no temporaries anyway,
-    by `torch.func`, or in forward mode. Nor can it if the target has other samples.
-    """
-    if torch.compiler.is_compiling() or is_transformed(student, *_state(loss).values()):
-        return False
+def can_chunk(student: Logits, target: Tensor | None) -> bool:
+    """Return whether the loss can be split: not if the target has other samples."""
     return target is None or student.ndim == 1 or target.shape[:1] == student.shape[:1]
 
 
 def chunked_per_sample(
     loss: nn.Module,
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     target: Tensor | None,
     mask: Tensor | None,
     size: int,
 ) -> Tensor:
     """Compute a loss for about `size` samples or positions at a time."""
-    shape = student.shape[:-1]
+    shape, teacher, state = student.shape[:-1], constant(teacher), _state(loss)
+    axes = shared_axes(shape, target)
+    chunks: Chunks = _slices(shape[:axes].numel(), chunk_rows(size, shape[axes:]))
     if mask is not None:
         mask = unsqueeze_right(mask, len(shape)).expand(shape)
-    axes = _axes_of_rows(shape, target)
-    inputs = (student, teacher.detach(), target, mask)
-    rows = (None if x is None else x.reshape(-1, *x.shape[axes:]) for x in inputs)
-    state = _state(loss)
-    function = _LossOfState(loss, tuple(state))
-    size = max(size // max(math.prod(shape[axes:]), 1), 1)
-    values: Tensor = apply_function(_Chunked, function, size, *rows, *state.values())
+        tensors = (*tensors_of(student), *tensors_of(teacher), *state.values())
+        # On a GPU, the number of valid rows would have to be waited for.
+        if mask.device.type == "cpu" and axes == len(shape) and not is_transformed(*tensors):
+            chunks, mask = torch.split(mask.flatten().nonzero().squeeze(1), size), None
+        else:
+            student, teacher = _zero_invalid(student, mask), _zero_invalid(teacher, mask)
+    columns = (_rows_of(student), _rows_of(teacher), target, mask)
+    rows = [None if x is None else x.reshape(-1, *x.shape[axes:]) for x in columns]
+    shared = (*_head_of(student), *_head_of(teacher), *state.values())
+    function = _LossOfRows(loss, (student, teacher), tuple(state))
+    (values,) = in_chunks(function, chunks, rows, shared)
     return values.reshape(shape)
 
 
-def _axes_of_rows(shape: torch.Size, target: Tensor | None) -> int:
-    """Return how many leading axes can be split: those that the target has as well."""
-    if target is None:
-        return len(shape)
-    same = [s == t for s, t in zip(shape, target.shape, strict=False)]
-    return [*same, False].index(False)
+class _LossOfRows(nn.Module, RowFunction):
+    """A loss as a function of all tensors that it depends on.
 
-
-class _LossOfState(nn.Module):
-    """A loss as a function of its parameters and buffers.
-
-    It is copied, since its options may change before the backward pass.
+    The rows are the hidden states or logits of student and teacher, the target, and the mask. The
+    student's head, the teacher's, and the parameters and buffers of the loss are shared.
     """
 
-    def __init__(self, loss: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, loss: nn.Module, logits: tuple[Logits, Logits], names: Sequence[str]
+    ) -> None:
         super().__init__()
-        self.loss: Any = copy(loss)  # any module with `_all_at_once`
+        self.loss: Any = copy(loss)  # its options may change before the backward pass
+        self.student, self.teacher = (
+            x.head if isinstance(x, LinearLogits) else None for x in logits
+        )
         self.names = [f"loss.{name}" for name in names]
 
     def forward(
@@ -75,86 +80,73 @@ class _LossOfState(nn.Module):
         values: Tensor = self.loss._all_at_once(student, teacher, target, mask)
         return values
 
-    def evaluate(
-        self, logits: tuple[Tensor | None, ...], state: tuple[Tensor, ...], size: int
-    ) -> Tensor:
-        parameters = dict(zip(self.names, state, strict=True))
-        values = [functional_call(self, parameters, chunk) for chunk in _split(logits, size)]
-        return torch.cat(values)
+    def evaluate(self, rows: Inputs, shared: Inputs) -> tuple[Outputs, Outputs]:
+        student, teacher, target, mask = rows
+        if self.student is not None:
+            student = self.student.logits(student, *shared[:2])
+        if self.teacher is not None:
+            teacher = self.teacher.logits(teacher, *shared[2:4])
+        state = dict(zip(self.names, shared[4:], strict=True))
+        return [functional_call(self, state, (student, teacher, target, mask))], []
+
+    def gradient(self, wanted: Sequence[bool], rows: int) -> Gradient:
+        if self.student is None:
+            return Gradient(self, wanted, rows)
+        return _GradientOfHead(self, self.student, wanted, rows)
 
 
-class _Chunked(torch.autograd.Function):
-    """Compute each chunk again in the backward pass, and write its gradient into place."""
+class _GradientOfHead(Gradient):
+    """The gradient of a loss of the student's `LinearLogits`.
 
-    @staticmethod
-    def forward(ctx: Any, function: _LossOfState, size: int, *inputs: Any) -> Tensor:
-        ctx.function, ctx.size = function, size
-        ctx.save_for_backward(*inputs)
-        ctx.context = ForwardContext(inputs[0])
-        values = function.evaluate(inputs[:4], inputs[4:], size)
-        ctx.context.finish(inputs[0])
-        return values
+    Unless it is differentiated again, the gradient of the weight is added into place, and needs no
+    temporary as large as the weight.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, state = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        with ctx.context.replay():
-            if torch.is_grad_enabled() or is_transformed(gradient):  # of a higher order
-                return None, None, *_gradients(ctx.function, logits, state, gradient, ctx.size)
-            of_student, sums = _accumulate(ctx.function, logits, state, gradient, ctx.size)
-        return None, None, of_student, None, None, None, *sums
+    def __init__(
+        self, function: _LossOfRows, head: Head, wanted: Sequence[bool], rows: int
+    ) -> None:
+        super().__init__(function, wanted, rows)
+        self.head = head
+        of_head = rows + 2
+        logits_only = (True, *[False] * (of_head - 1))
+        self.after_head = Gradient(function, (*logits_only, *wanted[of_head:]), rows)
 
-
-def _accumulate(
-    function: _LossOfState,
-    logits: tuple[Tensor, ...],
-    state: tuple[Tensor, ...],
-    gradient: Tensor,
-    size: int,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the gradient of the student's logits, and sums over the chunks for the state."""
-    # Like `gradient`: if that is a batch of gradients, so is this.
-    of_student = gradient.new_empty(logits[0].shape, dtype=logits[0].dtype)
-    sums: list[Tensor | None] = [None for _ in state]
-    with torch.enable_grad():  # so that chunks of what requires a gradient require one
-        chunks = list(_split(logits, size))
-    for (out, g), chunk in zip(_split((of_student, gradient), size), chunks, strict=True):
-        gradients = _gradients(function, chunk, state, g, size)
-        if gradients[0] is not None:
-            out.copy_(gradients[0])
-        # In place, or the gradients of all chunks would be kept.
-        for i, part in enumerate(gradients[4:]):
-            total = sums[i]
-            if part is not None:  # the first one is copied: it may be an expanded tensor
-                sums[i] = part.clone() if total is None else total.add_(part)
-    return of_student, sums
+    def evaluate_into(self, rows: Inputs, shared: Inputs, sums: Outputs) -> Outputs:
+        hidden, *others = rows
+        weight, bias, *state = shared
+        logits = self.head.linear(hidden, weight, bias).requires_grad_()
+        (of_logits,), of_state = self.after_head.evaluate((logits, *others), (None, None, *state))
+        # 0 times infinity would be NaN, and would reach the weight.
+        left_out = unsqueeze_right(others[-1] == 0, of_logits.ndim)
+        of_logits = of_logits.masked_fill(left_out, 0.0)
+        totals = iter(sums)
+        if self.wanted[self.rows]:
+            self.head.add_weight_gradient(next(totals), of_logits, hidden)
+        if self.wanted[self.rows + 1]:
+            self.head.add_bias_gradient(next(totals), of_logits)
+        for part in of_state:
+            next(totals).add_(part)
+        return [self.head.hidden_gradient(of_logits, weight)] if self.wanted[0] else []
 
 
-def _gradients(
-    function: _LossOfState,
-    logits: tuple[Tensor | None, ...],
-    state: tuple[Tensor, ...],
-    gradient: Tensor,
-    size: int,
-) -> list[Tensor | None]:
-    """Return the gradient of each input, None where it requires none."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views of their own, so that a gradient from one input to another is not counted twice.
-        inputs = [None if x is None else x.view_as(x) for x in (*logits, *state)]
-        state = tuple(x for x in inputs[4:] if x is not None)
-        values = function.evaluate(tuple(inputs[:4]), state, size)
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
-    gradients = iter(
-        torch.autograd.grad(
-            values, wanted, gradient, create_graph=create_graph, materialize_grads=True
-        )
-    )
-    return [next(gradients) if x is not None and x.requires_grad else None for x in inputs]
+def _slices(rows: int, step: int) -> list[slice]:
+    """Return slices of some rows, at least one."""
+    return [slice(start, start + step) for start in range(0, max(rows, 1), step)]
 
 
-def _split(columns: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
-    return zip(*(repeat(None) if x is None else x.split(size) for x in columns), strict=False)
+def _zero_invalid(logits: Logits, mask: Tensor) -> Logits:
+    """Set invalid hidden states to 0: 0 * NaN would be NaN in the gradient of the weight."""
+    if not isinstance(logits, LinearLogits):
+        return logits
+    return logits.replace_hidden(zero_invalid(logits.hidden, mask))
+
+
+def _rows_of(logits: Logits) -> Tensor:
+    return logits.hidden if isinstance(logits, LinearLogits) else logits
+
+
+def _head_of(logits: Logits) -> tuple[Tensor | None, Tensor | None]:
+    return (logits.weight, logits.bias) if isinstance(logits, LinearLogits) else (None, None)
 
 
 def _state(loss: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from msdlosses._checks import check_pair, check_type, expected
+from msdlosses._checks import check_pair, check_that, check_type, expected
 from msdlosses._formulas.distances import hint, logit_mse
 from msdlosses._formulas.logits import upcast, upcast_pair
 from msdlosses._torch import BatchNorm
@@ -56,7 +56,7 @@ class LogitMSELoss(DistillationLoss):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
-        return logit_mse(*upcast_pair(student, teacher), dim=self.dim)
+        return logit_mse(student, teacher, dim=self.dim)
 
 
 class HintLoss(DistillationLoss):
@@ -118,6 +118,15 @@ class HintLoss(DistillationLoss):
                 return self._of_valid_samples(student, teacher, valid)
             student = self.projection(student)
         return self._hint(student, teacher)
+
+    def _check_linear(self) -> None:
+        super()._check_linear()
+        batch = self.projection is not None and _uses_batch_statistics(self.projection)
+        what, advice = (
+            "tensors for a projection with BatchNorm",
+            "Compute them by `.materialize()`.",
+        )
+        check_that(what, not batch, "LinearLogits", advice)
 
     def _hint(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.projection is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import holds
+from msdlosses._linear import LinearLogits, Logits
 from msdlosses._masks import unsqueeze_right
 
 
@@ -20,26 +22,34 @@ class GradientGate:
     """
 
     def __init__(self) -> None:
-        self.left_out: Tensor | None = None
+        self.guarded: list[Any] = []  # tensors with `register_hook`, which torch does not type
 
-    def guard(self, column: int, logits: Tensor, dim: int) -> Tensor:
-        """Return the logits of a view, with a gate for their gradient."""
+    def guard(self, logits: Logits) -> Logits:
+        """Return the logits of the next view, with a gate for their gradient."""
+        # `LinearLogits` have no gradient of their own: the chunked loss keeps such terms out.
         # Hooks on intermediate results would break the graph of compiled code.
-        if not logits.requires_grad or torch.compiler.is_compiling():
-            return logits
-        guarded: Any = logits.view_as(logits)  # torch does not type the next method
-        guarded.register_hook(partial(self._pass_gradient, column, dim))
-        return cast(Tensor, guarded)
+        linear = isinstance(logits, LinearLogits)
+        if not linear and logits.requires_grad and not torch.compiler.is_compiling():
+            plain = cast(Tensor, logits)
+            logits = plain.view_as(plain)
+        self.guarded.append(None if linear else logits)
+        return logits
 
-    def close(self, weights: Tensor) -> Tensor | None:
-        """Close the gate where weights are 0, and return where that is; None for nowhere."""
+    def close(self, weights: Tensor, dims: Sequence[int]) -> Tensor | None:
+        """Close the gate where weights are 0, and return where that is; None for nowhere.
+
+        `dims` are the class axes of the views.
+        """
         nonzero = weights != 0
-        if not weights.requires_grad and not holds(nonzero):
-            self.left_out = ~nonzero
-        return self.left_out
-
-    def _pass_gradient(self, column: int, dim: int, gradient: Tensor) -> Tensor | None:
-        if self.left_out is None:
+        if weights.requires_grad or holds(nonzero):
             return None
-        mask = unsqueeze_right(self.left_out[..., column], gradient.ndim - 1).unsqueeze(dim)
-        return gradient.masked_fill(mask, 0.0)
+        left_out = ~nonzero
+        if not torch.compiler.is_compiling():
+            for logits, zero, dim in zip(self.guarded, left_out.unbind(-1), dims, strict=True):
+                if logits is not None and logits.requires_grad:
+                    logits.register_hook(partial(_zero_gradient, zero, dim))
+        return left_out
+
+
+def _zero_gradient(zero: Tensor, dim: int, gradient: Tensor) -> Tensor:
+    return gradient.masked_fill(unsqueeze_right(zero, gradient.ndim - 1).unsqueeze(dim), 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.js import js
+from msdlosses._formulas.js import js, js_derivative
 from msdlosses._formulas.logits import Temperature
 from msdlosses.losses._tempered import TemperedLoss
 
@@ -71,6 +71,10 @@ class JSDLoss(TemperedLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         return js(student, teacher, dim=self.dim, beta=self.beta, normalize=self.normalize)
+
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        beta, normalize = self.beta, self.normalize
+        return js_derivative(student, teacher, dim=self.dim, beta=beta, normalize=normalize)
 
     def extra_repr(self) -> str:
         normalize = ", normalize=True" if self.normalize else ""

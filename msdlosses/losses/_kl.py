@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from msdlosses._checks import check_number
-from msdlosses._formulas.kl import kl, reverse_kl
+from msdlosses._formulas.kl import kl, kl_derivative, reverse_kl, reverse_kl_derivative
 from msdlosses._formulas.logits import Temperature
 from msdlosses.losses._tempered import TemperedLoss
 
@@ -87,6 +87,9 @@ class KDLoss(TemperedLoss):
         constant = not isinstance(self.temperature, Tensor)
         return kl(student, teacher, dim=self.dim, skew=self.skew, constant_teacher=constant)
 
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
+
     def extra_repr(self) -> str:
         standardize = ", standardize=True" if self.standardize else ""
         skew = f", skew={self.skew}" if self.skew else ""
@@ -151,6 +154,9 @@ class ReverseKDLoss(TemperedLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         return reverse_kl(student, teacher, dim=self.dim, skew=self.skew)
+
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return reverse_kl_derivative(student, teacher, dim=self.dim, skew=self.skew)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", skew={self.skew}" if self.skew else "")

@@ -17,17 +17,20 @@ from msdlosses._checks import (
     check_type,
     check_views,
 )
-from msdlosses._masks import any_position, insert_positions, leading_shape, outside_inference
+from msdlosses._linear import LOGITS, LinearLogits, Logits, class_axis_last, constant
+from msdlosses._masks import any_position, insert_positions, leading_shape
 from msdlosses._views import map_views, view_names
 from msdlosses.losses._base import REDUCTIONS, DistillationLoss
 from msdlosses.losses._gate import GradientGate
 from msdlosses.losses._parts import MSDParts
+from msdlosses.losses._tempered import TemperedLoss
 from msdlosses.losses._terms import (
     Masks,
     check_one_per_view,
     check_weights_fit,
     stack_masks,
     stack_terms,
+    unit_weights,
     weighted_terms,
     zero_invalid_weights,
 )
@@ -35,7 +38,7 @@ from msdlosses.weighting import Weighting
 
 AVERAGES = ("sample", "batch")
 
-Views = Mapping[str, Tensor]
+Views = Mapping[str, Logits]
 
 
 class MSDLoss(nn.Module):
@@ -54,8 +57,9 @@ class MSDLoss(nn.Module):
             that are valid in any view, so that all positions of a batch count the same.
 
     Shape:
-        ``student`` and ``teacher``: view -> (N, C), or (N, L, C). A position is valid if its mask
-        is True and its target is not the ``ignore_index`` of the criterion. Returns a scalar.
+        ``student`` and ``teacher``: view -> (N, C), or (N, L, C), as tensors or `LinearLogits`. A
+        position is valid if its mask is True and its target is not the ``ignore_index`` of the
+        criterion. Returns a scalar.
 
     Raises:
         TypeError: a criterion, weighting, or argument has the wrong type.
@@ -133,8 +137,9 @@ class MSDLoss(nn.Module):
         positions. An invalid entry is 0, whatever its logits are, and
         gets no gradient.
         """
-        masks = self._valid_masks(student, teacher, target, valid)
-        return stack_terms(self._losses(student, teacher, target, masks), masks)
+        criteria = self._criteria(student)
+        masks = self._valid_masks(criteria, student, teacher, target, valid)
+        return self._losses(criteria, student, teacher, target, masks)[1]
 
     def parts(
         self,
@@ -148,67 +153,98 @@ class MSDLoss(nn.Module):
 
         The arguments are those of `forward`.
         """
-        masks = self._valid_masks(student, teacher, target, valid)
+        criteria = self._criteria(student)
+        masks = self._valid_masks(criteria, student, teacher, target, valid)
         gate = None if self.weighting is None else GradientGate()
-        losses = self._losses(student, teacher, target, masks, gate)
-        terms, mask = stack_terms(losses, masks), stack_masks(masks)
-        every = torch.ones_like(terms, dtype=torch.bool) if mask is None else mask
+        losses, terms = self._losses(criteria, student, teacher, target, masks, gate)
+        mask = stack_masks(masks)
         if self.weighting is None or gate is None:
-            weights, weighted = any_position(every).to(terms.dtype), terms
+            weights, weighted = unit_weights(terms, mask), terms
         else:
             weights = self._weights(self.weighting, terms, teacher, target, losses, mask)
-            weighted = weighted_terms(losses, masks, terms, weights, gate.close(weights))
-        shares, count = self._shares(weighted, losses, every)
-        return MSDParts(self._reduce(shares, count), terms, weights, tuple(losses), count)
+            left_out = gate.close(weights, [criterion.dim for criterion in criteria.values()])
+            weighted = weighted_terms(losses, masks, terms, weights, left_out)
+        weighted, count = self._numerator(weighted, losses, mask)
+        loss = self._reduce(weighted, count)
+        if not isinstance(count, Tensor):
+            count = terms.new_full((), count, dtype=torch.long)
+        return MSDParts(loss, terms, weights, tuple(losses), count)
+
+    def _criteria(self, student: Views) -> dict[str, DistillationLoss]:
+        """Check for a mapping from views, and return the criterion of each view."""
+        check_mapping("student", student, "views to logits")
+        criterion = self.criterion
+        if not isinstance(criterion, nn.ModuleDict):
+            return dict.fromkeys(view_names(student), criterion)
+        check_holds("criterion", criterion, *view_names(student))
+        return {view: cast(DistillationLoss, criterion[view]) for view in view_names(student)}
 
     def _valid_masks(
-        self, student: Views, teacher: Views, target: Tensor | None, valid: Tensor | None
+        self,
+        criteria: Mapping[str, DistillationLoss],
+        student: Views,
+        teacher: Views,
+        target: Tensor | None,
+        valid: Tensor | None,
     ) -> Masks:
         """Check the arguments of a call, and return which samples to use in each view."""
-        check_mapping("student", student, "views to logits")
         check_mapping("teacher", teacher, "views to logits")
-        names = view_names(student)
+        names = tuple(criteria)
         check_holds("teacher", view_names(teacher), *names)
         if valid is not None:
             check_grid("valid", valid, names)
         masks = {}
         columns = [None] * len(names) if valid is None else valid.unbind(-1)
-        for (view, logits), column in zip(student.items(), columns, strict=True):
-            criterion = self._criterion(view)
-            masks[view] = criterion._valid_mask(logits, teacher[view], target, column, view)
+        for (view, criterion), column in zip(criteria.items(), columns, strict=True):
+            logits = student[view], teacher[view]
+            masks[view] = criterion._valid_mask(*logits, target, column, view)
         others = {view: logits for view, logits in teacher.items() if view not in names}
         if others:
-            check_views("teacher", others)
+            check_views("teacher", others, LOGITS)
         check_equal(
             "`student` views of one batch size", {v: x.shape[0] for v, x in student.items()}
         )
         check_equal("`student` views on one device", {v: str(x.device) for v, x in student.items()})
         if self.average == "batch":
-            shapes = {v: leading_shape(x, self._criterion(v).dim) for v, x in student.items()}
+            shapes = {v: leading_shape(x, criteria[v].dim) for v, x in student.items()}
             check_equal("`student` views with the same positions for average='batch'", shapes)
         return masks
 
     def _losses(
         self,
+        criteria: Mapping[str, DistillationLoss],
         student: Views,
         teacher: Views,
         target: Tensor | None,
         masks: Masks,
         gate: GradientGate | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the loss of each sample or position, by view: (N, ...)."""
-        losses = {}
-        for column, (view, logits) in enumerate(student.items()):
-            criterion = self._criterion(view)
-            guarded = logits if gate is None else gate.guard(column, logits, criterion.dim)
-            losses[view] = criterion._masked_per_sample(guarded, teacher[view], target, masks[view])
-        return losses
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the loss of each sample or position by view, (N, ...), and the terms, (N, K)."""
+        logits = {view: gate.guard(student[view]) if gate else student[view] for view in criteria}
+        terms = self._terms_at_once(logits, teacher, masks)
+        if terms is not None:
+            return dict(zip(criteria, terms.unbind(-1), strict=True)), terms
+        losses = {
+            view: criterion._masked_per_sample(logits[view], teacher[view], target, masks[view])
+            for view, criterion in criteria.items()
+        }
+        return losses, stack_terms(losses, masks)
 
-    def _criterion(self, view: str) -> DistillationLoss:
-        if not isinstance(self.criterion, nn.ModuleDict):
-            return self.criterion
-        check_holds("criterion", self.criterion, view)
-        return cast(DistillationLoss, self.criterion[view])
+    def _terms_at_once(self, student: Views, teacher: Views, masks: Masks) -> Tensor | None:
+        """Return the terms of views of one shape (N, C) without masks, if one step computes them.
+
+        A node of the graph for each view would take longer than the arithmetic of small batches.
+        """
+        criterion, students = self.criterion, list(student.values())
+        if not isinstance(criterion, TemperedLoss) or students[0].ndim != 2:
+            return None
+        shape = students[0].shape
+        if any([x.shape != shape for x in students] + [x is not None for x in masks.values()]):
+            return None
+        teachers = [constant(teacher[view]) for view in student]
+        if any(isinstance(x, LinearLogits) for x in (*students, *teachers)):
+            return None
+        return criterion._of_views(cast(list[Tensor], students), cast(list[Tensor], teachers))
 
     def _weights(
         self,
@@ -222,46 +258,72 @@ class MSDLoss(nn.Module):
         """Call the weighting, with the class axis of logits and targets last."""
         names = tuple(losses)
 
-        def class_axis_last(view: str, logits: Tensor) -> Tensor:
-            constant: Tensor = outside_inference(logits).detach()
-            return constant.movedim(self._class_axis(view), -1)
+        def prepare(view: str, logits: Logits) -> Logits:
+            logits = constant(logits)
+            if isinstance(logits, LinearLogits):
+                logits.chunk_size = self._chunk_size(view) or logits.chunk_size
+            axis = self._class_axis(view)
+            return logits if axis == -1 else class_axis_last(logits, axis)
 
         if isinstance(target, Tensor) and target.ndim == teacher[names[0]].ndim:  # class scores
             target = target.movedim(self._class_axis(names[0]), -1)
-        teacher = map_views(class_axis_last, teacher)
+        teacher = map_views(prepare, teacher)
         weights = weighting(terms, teacher, target, names=names, valid=mask)
         check_weights_fit(weights, terms, losses)
         return weights if mask is None else zero_invalid_weights(weights, mask)
 
     def _class_axis(self, view: str) -> int:
         """Return the class axis of a view, which may be a cue that has no criterion."""
-        if not isinstance(self.criterion, nn.ModuleDict) or view in self.criterion:
-            return self._criterion(view).dim
-        dims = {name: loss.dim for name, loss in self.criterion.items()}
-        check_equal(f"criteria with one `dim`, the class axis of `{view}` as well", dims)
-        return cast(int, next(iter(dims.values())))
+        criterion = self.criterion
+        if not isinstance(criterion, nn.ModuleDict):
+            return criterion.dim
+        dims = {name: cast(DistillationLoss, loss).dim for name, loss in criterion.items()}
+        if view not in dims:
+            check_equal(f"criteria with one `dim`, the class axis of `{view}` as well", dims)
+        return dims.get(view, next(iter(dims.values())))
 
-    def _shares(
-        self, weighted: Tensor, losses: Mapping[str, Tensor], mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the share of each sample in the sum, (N,), and what the mean divides by."""
-        if self.average == "sample":
-            valid = counts = any_position(mask)
-        else:
-            shape = next(iter(losses.values())).shape
-            valid = insert_positions(mask, len(shape)).expand(*shape, -1)
-            counts = valid.reshape(valid.shape[0], -1, valid.shape[-1]).sum(1)
+    def _chunk_size(self, view: str) -> int | None:
+        """Return the chunk size of a view's criterion."""
+        criterion = self.criterion
+        if isinstance(criterion, nn.ModuleDict):
+            return getattr(dict(criterion.items()).get(view), "chunk_size", None)
+        return criterion.chunk_size
+
+    def _numerator(
+        self, weighted: Tensor, losses: Mapping[str, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | int]:
+        """Return what the sum consists of, (N, K), and what the mean divides by."""
+        counts, count = self._counts(losses, mask)
+        if self.average == "batch":
             weighted = weighted * counts
         penalty = 0.0 if self.weighting is None else self.weighting.penalty(tuple(losses))
         if isinstance(penalty, Tensor):
             check_one_per_view("penalty", penalty, weighted)
             weighted = weighted + counts * penalty
-        return weighted.sum(-1), valid.any(-1).sum()
+        return weighted, count
 
-    def _reduce(self, shares: Tensor, count: Tensor) -> Tensor:
+    def _counts(
+        self, losses: Mapping[str, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor | int, Tensor | int]:
+        """Return the valid samples or positions of each sample, (N, K), and of all together."""
+        shape = next(iter(losses.values())).shape
+        if mask is None:
+            positions = 1 if self.average == "sample" else shape[1:].numel()
+            return positions, shape[0] * positions
+        if self.average == "sample":
+            valid = any_position(mask)
+            return valid, valid.any(-1).sum()
+        valid = insert_positions(mask, len(shape)).expand(*shape, -1)
+        counts = valid.reshape(valid.shape[0], -1, valid.shape[-1]).sum(1)
+        return counts, valid.any(-1).sum()
+
+    def _reduce(self, weighted: Tensor, count: Tensor | int) -> Tensor:
         if self.reduction == "none":
-            return shares
-        return shares.sum() if self.reduction == "sum" else shares.sum() / count.clamp(min=1)
+            return weighted.sum(-1)
+        total = weighted.sum()
+        if self.reduction == "sum":
+            return total
+        return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, average={self.average!r}"

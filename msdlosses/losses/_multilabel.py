@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from msdlosses._formulas.logits import Temperature
-from msdlosses._formulas.multilabel import multilabel_kl
+from msdlosses._formulas.multilabel import multilabel_kl, multilabel_kl_derivative
 from msdlosses.losses._tempered import TemperedLoss
 
 
@@ -62,3 +62,6 @@ class MultiLabelKDLoss(TemperedLoss):
         valid: Tensor | None = None,
     ) -> Tensor:
         return multilabel_kl(student, teacher, dim=self.dim)
+
+    def _derivative(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return multilabel_kl_derivative(student, teacher, dim=self.dim)

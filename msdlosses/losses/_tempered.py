@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from msdlosses._checks import check_fits, check_number, check_positive, check_that
+from msdlosses._formulas.closed_form import ClosedForm, Formula
 from msdlosses._formulas.logits import Temperature, at_temperature
+from msdlosses._linear import Logits
 from msdlosses.losses._base import DistillationLoss
 from msdlosses.losses._temperature import LearnedTemperature
 
@@ -28,11 +31,25 @@ class TemperedLoss(DistillationLoss):
     """Base class of losses between predictions at a temperature.
 
     A subclass implements `divergence`. It gets logits in float32 or wider that are divided by the
-    temperature, the teacher's without gradient, and returns one value per sample.
+    temperature, the teacher's without gradient, and returns one value per sample. If the gradient
+    is known, `_derivative` returns it as well.
     """
 
     standardize = False
     """First shift and scale the logits to mean 0 and standard deviation 1."""
+
+    _derivative: Any = None
+    """None, or a method `(student, teacher) -> (values, derivative by the student's logits)`.
+
+    Its values are those of `divergence`. It runs without a graph and must not change its arguments.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        names = {"divergence", "_derivative"}
+        owner = next(base for base in cls.__mro__ if names & vars(base).keys())
+        if "_derivative" not in vars(owner):  # the inherited one is that of another divergence
+            cls._derivative = None
 
     def __init__(
         self,
@@ -93,19 +110,33 @@ class TemperedLoss(DistillationLoss):
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
+        return self._formula(target, valid)(student, teacher)
+
+    def _formula(self, target: Tensor | None = None, valid: Tensor | None = None) -> Formula:
         return at_temperature(
             partial(self.divergence, target=target, valid=valid),
-            student,
-            teacher,
             self.temperature,
             rescale=self.rescale,
             dim=self.dim,
             standardize=self.standardize,
+            derivative=self._derivative,
         )
 
-    def _require_fit(self, student: Tensor) -> None:
+    def _of_views(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor | None:
+        """Return the losses (N, K) of logits (N, C) in one step; None if there is no such step."""
+        if type(self).per_sample is not TemperedLoss.per_sample or self.chunk_size is not None:
+            return None
+        formula = self._formula()
+        return formula.of_views(students, teachers) if isinstance(formula, ClosedForm) else None
+
+    def _require_fit(self, student: Logits) -> None:
         if self.learned_temperature is None and isinstance(self.fixed_temperature, Tensor):
             check_fits("temperature", self.fixed_temperature, student, self.dim)
+
+    def _check_linear(self) -> None:
+        super()._check_linear()
+        one = self.learned_temperature is not None or not getattr(self.fixed_temperature, "ndim", 0)
+        check_that("one `temperature` with LinearLogits", one, "several")
 
     def extra_repr(self) -> str:
         value: object = self.temperature

@@ -39,6 +39,11 @@ def stack_masks(masks: Masks) -> Tensor | None:
     return torch.stack(expanded, dim=-1)
 
 
+def unit_weights(terms: Tensor, mask: Tensor | None) -> Tensor:
+    """Return weights of 1 for valid terms, and of 0 for others: (N, K)."""
+    return torch.ones_like(terms) if mask is None else any_position(mask).to(terms.dtype)
+
+
 def weighted_terms(
     losses: Mapping[str, Tensor],
     masks: Masks,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from msdlosses._batches import Batch, Layout, Rules, drop_entries, stack
 from msdlosses._checks import check_callable, check_that, join_names
+from msdlosses._linear import Logits
 from msdlosses._views import FULL, shown_modalities, with_modalities
 from msdlosses.masking._checks import (
     check_axes,
@@ -61,8 +62,9 @@ class ModalityViews(nn.Module):
             sample, such as packed image patches. It is called once with the caller's batch.
         batch_axis: entry -> batch axis, where it is not the first, such as 1 for position IDs of
             shape (3, N, L).
-        output: a function that returns the logits from what the model returns. By default the
-            model may return a tensor, an object with ``.logits``, or a mapping with ``"logits"``.
+        output: a function that returns the logits from what the model returns: a tensor or
+            `LinearLogits`. By default the model may return these themselves, an object with
+            ``.logits``, or a mapping with ``"logits"``.
         unpack: pass the batch to the model as keyword arguments; False passes the mapping itself.
         maskers: modality -> masker, as keywords: any callable ``batch -> batch``.
 
@@ -101,7 +103,7 @@ class ModalityViews(nn.Module):
         shared: Sequence[str] = (),
         ragged: Mapping[str, Callable[[Batch], Tensor]] | None = None,
         batch_axis: Mapping[str, int] | None = None,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Callable[[Any], Logits] | None = None,
         unpack: bool = True,
         **maskers: Masker,
     ) -> None:
@@ -138,7 +140,7 @@ class ModalityViews(nn.Module):
         """Return the modalities that a view shows."""
         return shown_modalities(view, self.modalities)
 
-    def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+    def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Any]:
         """Return the model's logits on each view: view -> (N, ...)."""
         check_callable("model", model)
         outside, advice = parameters_outside_ddp(self, model), "Wrap one module of model and views."
@@ -178,7 +180,7 @@ class ModalityViews(nn.Module):
 
     def late_fusion(
         self, towers: Callable[..., Any], head: Callable[..., Any], batch: Batch
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return the logits on each view of a late-fusion model, running each encoder only once.
 
         For a model with one encoder per modality, its towers, and a fusion head, whose forward
@@ -242,10 +244,10 @@ class ModalityViews(nn.Module):
 
     def _run(
         self, model: Callable[..., Any], layout: Layout, input_of: Callable[[str], ViewInput]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Run a model on the input of each view, a few views stacked at a time."""
         step = self.views_per_forward or len(self.names)
-        logits: dict[str, Tensor] = {}
+        logits: dict[str, Any] = {}
         for start in range(0, len(self.names), step):
             names = self.names[start : start + step]
             parts = self._logits(model, [input_of(view) for view in names], layout)
@@ -254,7 +256,7 @@ class ModalityViews(nn.Module):
 
     def _logits(
         self, model: Callable[..., Any], inputs: Sequence[ViewInput], layout: Layout
-    ) -> Sequence[Tensor]:
+    ) -> Sequence[Logits]:
         count = len(inputs)
         stacked = stack([view.batch for view in inputs], layout) if count > 1 else inputs[0].own()
         logits = logits_of(self._call(model, stacked), self.output)

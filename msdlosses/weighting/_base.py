@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Weighting(nn.Module, ABC):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Any],
         target: Tensor | None = None,
         *,
         names: Sequence[str],
@@ -48,8 +48,8 @@ class Weighting(nn.Module, ABC):
         Args:
             terms: the unweighted losses, as means over the positions of each sample, with the
                 views as the last axis.
-            teacher: logits by view, with the classes as the last axis. Views that are not in
-                ``names`` are cues.
+            teacher: logits by view, with the classes as the last axis: tensors, or `LinearLogits`
+                if the teacher's are. Views that are not in ``names`` are cues.
             target: the labels; scores for each class have the classes as the last axis too.
             names: the views of the terms, in order.
             valid: which samples, or positions of sequences, are valid in which view. Invalid

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_names, check_number
+from msdlosses._linear import Logits
 from msdlosses._masks import any_position
 from msdlosses._torch import Float32Buffers
 from msdlosses.weighting._base import Weighting, reorder
@@ -73,7 +74,7 @@ class DynamicWeightAverage(Float32Buffers, Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],

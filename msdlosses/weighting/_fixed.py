@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_number, check_that
+from msdlosses._linear import Logits
 from msdlosses.weighting._base import Weighting, reorder
 
 
@@ -46,7 +47,7 @@ class FixedWeighting(Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],

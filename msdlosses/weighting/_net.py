@@ -17,19 +17,21 @@ from msdlosses._checks import (
     expected,
     join_names,
 )
+from msdlosses._formulas.logits import upcast
 from msdlosses._formulas.saliency import (
     Divergence,
     check_divergence,
     compare_views,
     divergence_function,
+    get_view,
 )
+from msdlosses._linear import Logits, map_rows
 from msdlosses._masks import any_position, intersect, mean_over_valid
 from msdlosses._views import FULL
 from msdlosses.weighting._base import Weighting
 from msdlosses.weighting._reduce import all_reduce_sum
 from msdlosses.weighting._teacher import (
     TaskLoss,
-    logits_of,
     teacher_losses,
     valid_by_view,
     valid_full,
@@ -116,7 +118,7 @@ class WeightNet(Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],
@@ -134,14 +136,21 @@ class WeightNet(Weighting):
     def cues(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
     ) -> Tensor:
         """Return the input of the network: (N, K, 4), without gradient, 0 where it is unknown."""
         masks = valid_by_view(valid, self.names)
-        of_teacher = [self._teacher_cues(view, teacher, target, masks) for view in self.names]
+        for view in self.names:
+            self._check_width(view, teacher)
+        losses: dict[str, Tensor] = {}
+        if target is not None:
+            losses = teacher_losses(self.task_loss, teacher, self.names, target, masks)
+        of_teacher = [
+            self._teacher_cues(view, teacher, losses.get(view), masks) for view in self.names
+        ]
         terms = terms.detach()
         if valid is not None:
             terms = terms.masked_fill(~any_position(valid), 0.0)
@@ -150,27 +159,31 @@ class WeightNet(Weighting):
         cues = (cues / log(max(self.num_classes, 2))).clamp(0, MAX_CUE)
         return torch.log1p(cues).to(next(self.network.parameters()).dtype)
 
+    def _check_width(self, view: str, teacher: Mapping[str, Logits]) -> None:
+        width = get_view(teacher, view).shape[-1]
+        if width != self.num_classes:
+            what = f"{self.num_classes} classes in `teacher[{view!r}]`"
+            raise ValueError(expected(what, width))
+
     def _teacher_cues(
         self,
         view: str,
-        teacher: Mapping[str, Tensor],
-        target: Tensor | None,
+        teacher: Mapping[str, Logits],
+        losses: Tensor | None,
         masks: Mapping[str, Tensor],
     ) -> Tensor:
         """Return loss, confidence, and distance from the prediction on the full view: (N, 3)."""
-        logits, valid = logits_of(teacher, view), masks.get(view)
-        if logits.shape[-1] != self.num_classes:
-            what = f"{self.num_classes} classes in `teacher[{view!r}]`"
-            raise ValueError(expected(what, logits.shape[-1]))
-        loss = logits.new_zeros(logits.shape[0])
-        if target is not None:
-            losses = teacher_losses(self.task_loss, teacher, view, target, valid)
-            loss = mean_over_valid(losses, valid)
-        divergence = divergence_function(self.divergence)
-        confidence = mean_over_valid(divergence(torch.zeros_like(logits), logits), valid)
+        logits, valid = get_view(teacher, view), masks.get(view)
         both = None if valid is None else intersect(valid, valid_full(masks))
-        distance = compare_views(teacher, view, FULL, self.divergence)
-        return torch.stack([loss, confidence, mean_over_valid(distance, both)], dim=-1)
+        distance = mean_over_valid(compare_views(teacher, view, FULL, self.divergence), both)
+        confidence = mean_over_valid(map_rows(self._confidence, logits), valid)
+        loss = torch.zeros_like(distance) if losses is None else mean_over_valid(losses, valid)
+        return torch.stack([loss, confidence, distance], dim=-1)
+
+    def _confidence(self, logits: Tensor) -> Tensor:
+        """Return the divergence of predictions from a uniform one."""
+        logits = upcast(logits)
+        return divergence_function(self.divergence)(torch.zeros_like(logits), logits)
 
     def _mean(self, weights: Tensor, valid: Tensor | None) -> Tensor:
         """Average the valid weights. The mean is kept large enough to divide by it."""

@@ -22,15 +22,17 @@ from msdlosses._fitted import FittedBuffers
 from msdlosses._formulas.saliency import (
     Divergence,
     check_divergence,
+    get_view,
     view_saliency,
     views_with_saliency,
 )
+from msdlosses._linear import LOGITS, Logits, class_axis_last
 from msdlosses._masks import mean_over_valid, reduce_mask, unsqueeze_right, zero_invalid
 from msdlosses._views import FULL, map_views, opposite, view_names
 from msdlosses.weighting._base import Weighting
-from msdlosses.weighting._teacher import logits_of, valid_by_view, valid_full
+from msdlosses.weighting._teacher import valid_by_view, valid_full
 
-Views = Mapping[str, Tensor]
+Views = Mapping[str, Logits]
 
 
 class SaliencyWeighting(Weighting, FittedBuffers):
@@ -117,7 +119,7 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         counts: dict[str, Tensor] = {}
         for views, mask in _batches(teacher, valid):
             masks = valid_by_view(mask, view_names(views))
-            last = map_views(lambda _, logits: logits.movedim(dim, -1), views)
+            last = map_views(lambda _, logits: class_axis_last(logits, dim), views)
             for view in views_with_saliency(last):
                 weights, known = self._weights(last, view, masks)
                 if known is None:
@@ -157,9 +159,9 @@ class SaliencyWeighting(Weighting, FittedBuffers):
         """
         known = _both_valid(teacher, view, masks)
         if view == FULL:
-            logits = logits_of(teacher, view)
+            logits = get_view(teacher, view)
             shape = logits.shape[:-1] if self.per_position else logits.shape[:1]
-            weights = logits.new_ones(shape)
+            weights = torch.ones(shape, device=logits.device)
         else:
             saliency = view_saliency(teacher, view, self.divergence)
             if not self.per_position:
@@ -199,7 +201,7 @@ def _batches(
         raise TypeError(expected("`valid` to be one mask per batch", describe(valid)))
     for views, mask in zip_longest(teacher, () if valid is None else valid):
         check_that("one mask in `valid` per batch", views is not None, "more masks than batches")
-        check_views("teacher", views)
+        check_views("teacher", views, LOGITS)
         if valid is not None:
             check_grid("valid", mask, view_names(views))
         yield views, mask

@@ -15,15 +15,11 @@ from msdlosses._checks import (
 from msdlosses._formulas.logits import upcast
 from msdlosses._formulas.saliency import get_view
 from msdlosses._formulas.tasks import cross_entropy
+from msdlosses._linear import Logits, map_rows
 from msdlosses._masks import zero_invalid_target
 from msdlosses._views import FULL
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-def logits_of(teacher: Mapping[str, Tensor], view: str) -> Tensor:
-    """Return the teacher's logits of a view, detached, in float32 or wider."""
-    return upcast(get_view(teacher, view))
 
 
 def valid_by_view(valid: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
@@ -40,28 +36,29 @@ def valid_full(masks: Mapping[str, Tensor]) -> Tensor | None:
 
 def teacher_losses(
     task_loss: TaskLoss | None,
-    teacher: Mapping[str, Tensor],
-    view: str,
+    teacher: Mapping[str, Logits],
+    names: Sequence[str],
     target: Tensor,
-    valid: Tensor | None,
-) -> Tensor:
-    """Return the teacher's loss on a view: one value per sample or position."""
-    logits = logits_of(teacher, view)
-    if task_loss is None:
-        values = _cross_entropy(logits, target, valid)
-    else:
-        values = task_loss(logits, _clean_target(target, valid))
+    masks: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return the teacher's loss on each view: one value per sample or position."""
+
+    def losses_of(logits: Tensor, target: Tensor) -> Tensor:
+        values = (task_loss or cross_entropy)(upcast(logits), target)
         _check_per_sample(values, logits)
-    return values.detach()
+        return values
 
-
-def _cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    check_classes_exist("target", target, logits, valid=valid)
-    return cross_entropy(logits, _clean_target(target, valid))
-
-
-def _clean_target(target: Tensor, valid: Tensor | None) -> Tensor:
-    return target if valid is None else zero_invalid_target(target, valid)
+    losses: dict[str, Tensor] = {}
+    checked: torch.Size | None = None
+    for view in names:
+        logits, valid = get_view(teacher, view), masks.get(view)
+        # Without masks, once for all views of one shape.
+        if task_loss is None and (valid is not None or logits.shape != checked):
+            check_classes_exist("target", target, logits, valid=valid)
+            checked = logits.shape
+        clean = target if valid is None else zero_invalid_target(target, valid)
+        losses[view] = map_rows(losses_of, logits, target=clean).detach()
+    return losses
 
 
 def _check_per_sample(values: object, logits: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msdlosses._checks import check_callable, check_number, describe, expected
+from msdlosses._linear import Logits
 from msdlosses._masks import mean_over_valid
 from msdlosses.weighting._base import Weighting
 from msdlosses.weighting._teacher import TaskLoss, teacher_losses, valid_by_view
@@ -63,7 +64,7 @@ class TeacherLossWeighting(Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],
@@ -72,11 +73,11 @@ class TeacherLossWeighting(Weighting):
         if target is None:
             raise ValueError(expected(f"a `target` for {describe(self)}", None))
         masks = valid_by_view(valid, names)
-        columns = []
-        for view in names:
-            mask = masks.get(view)
-            losses = teacher_losses(self.task_loss, teacher, view, target, mask)
-            columns.append(losses if self.per_position else mean_over_valid(losses, mask))
+        losses = teacher_losses(self.task_loss, teacher, names, target, masks)
+        columns = [
+            values if self.per_position else mean_over_valid(values, masks.get(view))
+            for view, values in losses.items()
+        ]
         return torch.exp(-self.alpha * torch.stack(columns, dim=-1)).to(terms.dtype)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msdlosses._checks import check_names
+from msdlosses._linear import Logits
 from msdlosses.weighting._base import Weighting, reorder
 
 
@@ -49,7 +50,7 @@ class UncertaintyWeighting(Weighting):
     def forward(
         self,
         terms: Tensor,
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, Logits],
         target: Tensor | None = None,
         *,
         names: Sequence[str],

@@ -152,6 +152,13 @@ def test_every_module_that_can_be_found_is_evaluated(kind: str, tmp_path: Path) 
     assert [module.training for module in MODEL.modules()] == [True, True, True, False]
 
 
+def test_function_that_calls_torch_does_not_warn(tmp_path: Path) -> None:
+    def teacher(pixels: Tensor, tokens: Tensor) -> Tensor:
+        return pixels + torch.arange(3)
+
+    TeacherCache.build(teacher, make_views(), [make_data(2)], tmp_path)
+
+
 def test_warns_about_a_teacher_that_cannot_be_looked_into(tmp_path: Path) -> None:
     views = make_views(unpack=False)
     with pytest.warns(UserWarning, match="Found no modules in the teacher"):

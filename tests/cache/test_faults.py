@@ -19,6 +19,7 @@ from cache_faults import (
     FOREIGN,
     ORDER,
     OTHERS,
+    RECIPES,
     Recipe,
     build_and_die,
     copy_folder,
@@ -26,6 +27,7 @@ from cache_faults import (
     files_of,
     fill_disk,
     interrupt,
+    others,
 )
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -35,17 +37,22 @@ from msdlosses import TeacherCache
 positions = st.one_of(st.integers(-600, -1), st.integers(0, 2**16))  # from the end, or the start
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Recipe().build(tmp_path_factory.mktemp("finished") / "cache").path
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return RECIPES[request.param]
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipe.build(tmp_path_factory.mktemp("finished") / "cache").path
+
+
+@pytest.fixture(scope="module")
+def interrupted(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The folders of builds that were interrupted after 0, 1, 2, ... batches."""
     folders = [tmp_path_factory.mktemp("interrupted") for _ in range(5)]
     for batches, folder in enumerate(folders[:4]):
-        interrupt(Recipe(), folder, batches)
+        interrupt(recipe, folder, batches)
     return folders[:4]
 
 
@@ -88,24 +95,24 @@ def errors_name(folder: Path) -> Iterator[None]:
 
 @given(data=st.data(), verify=st.booleans())
 def test_damaged_cache_returns_right_rows_or_an_error(
-    data: st.DataObject, verify: bool, finished: Path
+    data: st.DataObject, verify: bool, recipe: Recipe, finished: Path
 ) -> None:
     with TemporaryDirectory() as temporary:
         folder = copy_folder(finished, Path(temporary))
         damage(data, folder)
         foreign = add_foreign_files(data, folder)
         with errors_name(folder):
-            assert Recipe().is_right(TeacherCache.open(folder, verify=verify))
+            assert recipe.is_right(TeacherCache.open(folder, verify=verify))
         with errors_name(folder):
-            assert Recipe().is_right(Recipe().build(folder))
+            assert recipe.is_right(recipe.build(folder))
         assert_untouched(foreign)
 
 
-@given(data=st.data(), second=st.sampled_from([*OTHERS]), batches=st.integers(0, 3))
+@given(data=st.data(), second=st.sampled_from(OTHERS), batches=st.integers(0, 3))
 def test_damaged_build_is_resumed_right_or_not_at_all(
-    data: st.DataObject, second: str, batches: int, interrupted: list[Path]
+    data: st.DataObject, second: str, batches: int, recipe: Recipe, interrupted: list[Path]
 ) -> None:
-    recipe = OTHERS[second]
+    recipe = others(recipe)[second]
     with TemporaryDirectory() as temporary:
         folder = copy_folder(interrupted[batches], Path(temporary))
         if data.draw(st.booleans()):
@@ -118,42 +125,42 @@ def test_damaged_build_is_resumed_right_or_not_at_all(
 
 
 @given(sizes=st.lists(st.integers(0, 45_000), min_size=1, max_size=3))
-def test_build_on_a_full_disk_can_be_resumed(sizes: list[int]) -> None:
+def test_build_on_a_full_disk_can_be_resumed(sizes: list[int], recipe: Recipe) -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cache"
         for size in sizes:
             with failing_writes(size, fill_disk), suppress(OSError):
-                Recipe().build(folder)
+                recipe.build(folder)
         with suppress(FileExistsError):  # the disk was large enough
-            Recipe().build(folder)
-        assert Recipe().is_right(TeacherCache.open(folder, verify=True))
+            recipe.build(folder)
+        assert recipe.is_right(TeacherCache.open(folder, verify=True))
 
 
 @settings(max_examples=max(3, settings.default.max_examples // 12))
 @given(size=st.integers(0, 45_000))
-def test_killed_build_can_be_resumed(size: int) -> None:
+def test_killed_build_can_be_resumed(size: int, recipe: Recipe) -> None:
     processes = get_context("forkserver")
     processes.set_forkserver_preload(["cache_faults"])
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cache"
-        process = processes.Process(target=build_and_die, args=(str(folder), size))
+        process = processes.Process(target=build_and_die, args=(str(folder), size, recipe))
         process.start()
         process.join()
         event(f"exit code {process.exitcode}")
-        cache = TeacherCache.open(folder) if process.exitcode == 0 else Recipe().build(folder)
-        assert Recipe().is_right(cache)
+        cache = TeacherCache.open(folder) if process.exitcode == 0 else recipe.build(folder)
+        assert recipe.is_right(cache)
 
 
-@given(second=st.sampled_from([*OTHERS]), batches=st.integers(0, len(ORDER) // 3 - 1))
-def test_second_build_in_a_folder_fails_at_once(second: str, batches: int) -> None:
+@given(second=st.sampled_from(OTHERS), batches=st.integers(0, len(ORDER) // 3 - 1))
+def test_second_build_in_a_folder_fails_at_once(second: str, batches: int, recipe: Recipe) -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cache"
 
         def loader() -> Iterator[Any]:
-            for number, batch in enumerate(Recipe().batches()):
+            for number, batch in enumerate(recipe.batches()):
                 if number == batches:
                     with pytest.raises(FileExistsError, match="Another process is building"):
-                        OTHERS[second].build(folder)
+                        others(recipe)[second].build(folder)
                 yield batch
 
-        assert Recipe().is_right(Recipe().build(folder, loader()))
+        assert recipe.is_right(recipe.build(folder, loader()))

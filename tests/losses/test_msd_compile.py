@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
+import pytest
 import torch
+from laws import LOSSES, LossCase
 from msd_helpers import ConstantWeighting, gradients, make_msd, require_grad
 from schemes import CLASSES, every_weighting, make_weighting
 from strategies import make_views
@@ -32,6 +35,66 @@ def test_compiled_without_graph_break_equals_eager(scheme: str) -> None:
         )
         assert_close(compiled_loss, eager_loss)
         assert_close(gradients(compiled_loss, inputs), gradients(eager_loss, inputs))
+
+
+BATCH_SIZES = (8, 5, 3, 16, 7, 11, 2, 9, 64, 33)
+
+
+def count_graphs(msd: MSDLoss, dynamic: bool | None) -> int:
+    """Compile a loss, run it on batches of many sizes, and return the number of graphs."""
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(msd, fullgraph=True, dynamic=dynamic, backend=backend)
+    for samples in BATCH_SIZES:
+        batch = make_views("image", "text", samples=samples)
+        student = require_grad(batch.student)
+        loss = compiled(student, batch.teacher, batch.target)
+        assert_close(loss, msd(batch.student, batch.teacher, batch.target))
+        loss.backward()
+    return len(graphs)
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=str)
+def test_criterion_is_compiled_once_for_all_batch_sizes(case: LossCase) -> None:
+    assert count_graphs(MSDLoss(case.make()), dynamic=True) <= 2
+
+
+@every_weighting
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "automatic"])
+def test_weighting_is_compiled_once_for_all_batch_sizes(scheme: str, dynamic: bool | None) -> None:
+    assert count_graphs(make_msd(scheme, ("full", "image", "text")), dynamic) <= 2
+
+
+@every_weighting
+def test_marked_batch_axis_is_compiled_once(scheme: str) -> None:
+    torch.compiler.reset()
+    msd = make_msd(scheme, ("full", "image", "text"))
+    compiled = torch.compile(msd, fullgraph=True, backend="eager")
+    for samples in BATCH_SIZES:
+        batch = make_views("image", "text", samples=samples)
+        for tensor in (*batch.student.values(), *batch.teacher.values(), batch.target):
+            torch._dynamo.mark_dynamic(tensor, 0)  # raises an error if the size would be fixed
+        loss = compiled(batch.student, batch.teacher, batch.target)
+        assert_close(loss, msd(batch.student, batch.teacher, batch.target))
+
+
+@every_weighting
+def test_exported_with_a_dynamic_batch(scheme: str) -> None:
+    batch = make_views("image", "text", samples=8)
+    msd = make_msd(scheme, batch.names)
+    size = torch.export.Dim("batch", min=2)
+    views = {view: {0: size} for view in batch.names}
+    arguments = (batch.student, batch.teacher, batch.target)
+    program = torch.export.export(msd, arguments, dynamic_shapes=(views, views, {0: size}))
+    for samples in (3, 20):
+        other = make_views("image", "text", samples=samples)
+        other_arguments = (other.student, other.teacher, other.target)
+        assert_close(program.module()(*other_arguments), msd(*other_arguments))
 
 
 def test_gradients_match_finite_differences_to_second_order() -> None:

@@ -222,6 +222,12 @@ def test_rejects_invalid_arguments(
             "`teacher` to hold.*`full`, got `text`",
             id="teacher without a full view",
         ),
+        pytest.param(
+            msd_call(make_net().to("meta"), BATCH),
+            ValueError,
+            r"WeightNet on cpu, got meta.* `\.to`",
+            id="another device",
+        ),
     ],
 )
 def test_rejects_invalid_calls(call: Callable[[], Any], error: type[Exception], match: str) -> None:

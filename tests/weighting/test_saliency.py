@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from strategies import make_views
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 from weights import VIEWS, compute_weights, msd_call, scipy_kl
 
-from msdlosses import SaliencyWeighting, modality_saliency
+from msdlosses import LogitMSELoss, SaliencyWeighting, modality_saliency
 
 BATCH = make_views("image", "text")
 TEACHER = BATCH.teacher
@@ -228,3 +228,31 @@ def test_fit_rejects_invalid_data(
     with pytest.raises(error, match=match) as caught:
         SaliencyWeighting().fit(teacher, valid=valid)
     assert caught.type is error
+
+
+# Divergences with a chunk size
+
+
+class CountingLoss(LogitMSELoss):
+    """Records how many samples it gets at a time."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def per_sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        self.sizes.append(len(student))
+        return super().per_sample(student, teacher)
+
+
+def test_divergence_is_computed_in_its_own_chunks() -> None:
+    teacher = make_views("image", "text", samples=7).teacher
+    expected = modality_saliency(teacher, divergence=LogitMSELoss())
+    CountingLoss.sizes.clear()
+    assert_close(modality_saliency(teacher, divergence=CountingLoss(chunk_size=3)), expected)
+    assert max(CountingLoss.sizes) == 3
