@@ -38,15 +38,21 @@ def shown_output(page: str) -> str:
     return "".join(OUTPUT.findall(page))
 
 
+def needs_other_packages(path: Path) -> bool:
+    """Return whether the code of a page needs the packages of the group `clients`."""
+    return path.parent.name == "clients" or path.stem == "generative"
+
+
 def run(path: Path) -> str:
     """Run the code of a page in a fresh interpreter, and return what it prints."""
     page = path.read_text()
     before = borrowed_setup() if path.name in BORROWING else ""
+    warnings = "default" if needs_other_packages(path) else "error::UserWarning"
     with TemporaryDirectory() as folder:
         script = Path(folder, f"page_{path.stem}.py")  # `logging.py` would hide a module
         script.write_text(f"{before}{code(page)}\n{checks(page)}")
         result = subprocess.run(
-            [sys.executable, script.name],
+            [sys.executable, "-W", warnings, script.name],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
