@@ -29,6 +29,7 @@ from msdlosses.meta._meta_gradient import gradient_of
 from msdlosses.meta._support import (
     check_engine,
     check_optimizer,
+    check_precision,
     check_problem,
     check_student,
     check_unrolled,
@@ -61,6 +62,8 @@ class MetaStep:
     """The held-out loss after the look-ahead, detached; None if the step learned no weights."""
     engine: str | None = None
     """The engine that computed the gradient; None if the step learned no weights."""
+    error: Tensor | None = None
+    """The estimated relative error of the gradient; None if this step did not estimate it."""
 
 
 class MetaLearner:
@@ -143,6 +146,8 @@ class MetaLearner:
         check_engine(engine, steps, max_norm)
         check_weighting_optimizer(weighting_optimizer, weighting)
         check_unrolled(student, optimizer, engine, steps)
+        if engine == "difference":
+            check_precision(optimizer)
         check_choice("mode", mode, MODES)
         check_integer("update_every", update_every, least=1)
         check_integer("warmup", warmup, least=0)
@@ -299,7 +304,7 @@ class MetaLearner:
             self._update_student(ahead, result.step.gradients)
         if self.mode == "online":
             self._update_weighting(ahead, result.gradients)
-        return MetaStep(inner_loss, result.outer_loss, result.engine)
+        return MetaStep(inner_loss, result.outer_loss, result.engine, result.error)
 
     def _train(self, ahead: LookAhead) -> Tensor:
         """Take a plain step, whose gradient does not reach the weighting's parameters."""

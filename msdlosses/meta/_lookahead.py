@@ -9,17 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd import Function
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_that
 from msdlosses._torch import version
 from msdlosses.meta._alarm import Alarm
-from msdlosses.meta._graph import (
-    check_no_reentrant_checkpoint,
-    custom_functions,
-    watch_custom_functions,
-)
+from msdlosses.meta._graph import check_no_reentrant_checkpoint, watch_custom_functions
 from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._losses import Losses
 from msdlosses.meta._modes import WatchedHooks
@@ -49,8 +44,6 @@ class LookAhead:
     alarm: Alarm = field(default_factory=Alarm)
     verify: bool = True
     """Whether to compare the gradients of `inner` with its derivative, by one more pass."""
-    functions: set[type[Function]] = field(default_factory=set)
-    """The custom Functions that were found in the losses, if they are to be compared."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -95,8 +88,6 @@ class LookAhead:
     ) -> Gradients:
         if loss.grad_fn is None:
             raise no_path()
-        if self.verify:
-            self.functions.update(custom_functions(loss))
         if create_graph:
             watch_custom_functions(loss)
         scaled = loss if self.loss_scale == 1 else loss * self.loss_scale
@@ -151,6 +142,8 @@ class MetaGradient:
     engine: str
     fell_back: bool = False
     """The engine that "auto" prefers lacks a derivative."""
+    error: Tensor | None = None
+    """An estimate of the relative error, if the engine made one."""
     step: StudentStep | None = None
     """None from the engine "higher", which takes the step on a copy of the student."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from msdlosses.meta._difference import difference_gradient
 from msdlosses.meta._exact import (
     DOUBLE_BACKWARD,
     FORWARD,
-    Engine,
     MissingDerivativeError,
     exact_gradient,
 )
@@ -123,20 +124,34 @@ def gradient_of(ahead: LookAhead, engine: str, steps: int = 1) -> MetaGradient:
     """Compute the gradient by an engine; change no state."""
     if engine == "higher" or steps > 1:
         return unrolled_gradient(ahead, steps)
-    if engine != "auto":
-        return exact_gradient(ahead, EXACT[engine])
-    first, second = preferred_engines(ahead)
+    if engine == "auto":
+        return _automatic_gradient(ahead)
+    return _gradient_by(ahead, engine)
+
+
+def _gradient_by(ahead: LookAhead, engine: str) -> MetaGradient:
+    if engine == "difference":
+        return difference_gradient(ahead)
+    return exact_gradient(ahead, EXACT[engine])
+
+
+def _automatic_gradient(ahead: LookAhead) -> MetaGradient:
+    """Use the first engine for which no derivative is missing, and warn if it is another one."""
+    preferred, *others = engines_in_order(ahead)
     try:
-        return exact_gradient(ahead, first)
+        return _gradient_by(ahead, preferred)
     except MissingDerivativeError as error:
         missing = error
-    result = exact_gradient(ahead, second)
-    warnings.warn(f"{missing} Used engine={second.name!r} instead.", stacklevel=5)
-    return replace(result, fell_back=True)
+    for engine in others:
+        with suppress(MissingDerivativeError):
+            result = replace(_gradient_by(ahead, engine), fell_back=True)
+            break
+    warnings.warn(f"{missing} Used engine={engine!r} instead.", stacklevel=6)
+    return result
 
 
-def preferred_engines(ahead: LookAhead) -> tuple[Engine, Engine]:
-    """Return the engine that "auto" tries first, and its fallback.
+def engines_in_order(ahead: LookAhead) -> tuple[str, str, str]:
+    """Return the engine that "auto" tries first, and its fallbacks.
 
     Double backward continues from the graph of the student's own gradient. With a probe there is no
     such graph, for several losses all graphs would be kept at once, and recurrent layers make it
@@ -144,5 +159,5 @@ def preferred_engines(ahead: LookAhead) -> tuple[Engine, Engine]:
     """
     several = ahead.probe is not None or len(ahead.inner) > 1
     if several or is_recurrent(ahead.model):
-        return FORWARD, DOUBLE_BACKWARD
-    return DOUBLE_BACKWARD, FORWARD
+        return "forward", "double-backward", "difference"
+    return "double-backward", "forward", "difference"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -28,7 +29,7 @@ from msdlosses._torch import (
 from msdlosses.meta._lookahead import parameters_of, trainable
 from msdlosses.meta._optimizers import DIFFERENTIABLE
 
-ENGINES = ("auto", "forward", "double-backward", "higher")
+ENGINES = ("auto", "forward", "double-backward", "difference", "higher")
 UNROLLING = ("auto", "higher")
 WRAPPERS = (DistributedDataParallel, nn.DataParallel)
 
@@ -94,6 +95,15 @@ def check_optimizer(optimizer: Optimizer) -> None:
     sharded = any(p.requires_grad and type(p.data) is not Tensor for p in parameters_of(optimizer))
     what = "plain tensors in `optimizer`, not sharded ones"
     check_that(what, not sharded, "others", error=TypeError)
+
+
+def check_precision(optimizer: Optimizer) -> None:
+    """Check for parameters that a difference can move: their rounding error must be small."""
+    dtypes = {p.dtype for p in parameters_of(optimizer) if p.requires_grad}
+    half = [dtype for dtype in dtypes if torch.finfo(dtype).bits < 32]
+    what = "parameters in float32 or float64 for engine='difference'"
+    advice = "Keep the parameters in float32, and use `torch.autocast`."
+    check_that(what, not half, join_names(half), advice, error=TypeError)
 
 
 def check_weighting_optimizer(optimizer: Optimizer, weighting: nn.Module) -> None:
