@@ -135,7 +135,11 @@ def test_parts_of_a_weighting_may_be_called_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [BatchNormWeights, lambda: UncertaintyWeighting(VIEWS), lambda: WeightNet(VIEWS, num_classes=CLASSES)],
+    [
+        BatchNormWeights,
+        lambda: UncertaintyWeighting(VIEWS),
+        lambda: WeightNet(VIEWS, num_classes=CLASSES),
+    ],
     ids=["batch norm", "penalty", "net"],
 )
 def test_weightings_of_other_kinds(make: Any) -> None:

@@ -104,7 +104,8 @@ ARGUMENTS: dict[str, Case] = {
                                     ValueError, "`weighting_optimizer` to hold parameters of "
                                     "`weighting`, got others"),
     "engine": (lambda: make(engine="exact"), ValueError,
-               "`engine` to be one of `auto`, `forward`, `double-backward`, `higher`, got 'exact'"),
+               "`engine` to be one of `auto`, `forward`, `double-backward`, "
+               "`difference`, `higher`, got 'exact'"),
     "mode": (lambda: make(mode="offline"), ValueError,
              "`mode` to be one of `online`, `lookahead`, got 'offline'"),
     "update_every, 0": (lambda: make(update_every=0), ValueError,
