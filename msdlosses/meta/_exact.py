@@ -25,7 +25,7 @@ from msdlosses.meta._lookahead import (
 )
 from msdlosses.meta._parameters import temporary_values
 from msdlosses.meta._state import StateKeeper, restored_afterwards
-from msdlosses.meta._step import next_parameters
+from msdlosses.meta._step import look_ahead_step
 
 MISSING = re.compile("derivative for .* is not implemented|forward AD|forward mode AD|jvp")
 SINGLE = torch.finfo(torch.float32).eps
@@ -105,7 +105,7 @@ def look_ahead(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradient
     The direct gradient is that with respect to the weighting at a fixed step.
     """
     parameters = ahead.parameters
-    updated, pull_back = next_parameters(ahead.optimizer, parameters, gradients, ahead.max_norm)
+    updated, pull_back = look_ahead_step(ahead.optimizer, parameters, gradients, ahead.max_norm)
     moved = [i for i, g in enumerate(gradients) if g is not None]
     with temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
         outer_loss, gradients = ahead.evaluate(ahead.outer, (*parameters, *ahead.meta_parameters))

@@ -5,7 +5,7 @@ The step is elementwise and small: the model has no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from msdlosses.meta._lookahead import Gradients, no_path
-from msdlosses.meta._optimizers import next_parameter
+from msdlosses.meta._optimizers import batch_key, next_parameters
+
+LARGEST_CHUNK = 2**18
+"""How many entries several small tensors have together at most."""
 
 Pullback = Callable[[Gradients], Gradients]
 """Maps gradients with respect to the new parameters to ones with respect to the gradients."""
 
 
-def next_parameters(
+def look_ahead_step(
     optimizer: Optimizer,
     parameters: Sequence[Tensor],
     gradients: Gradients,
@@ -30,25 +33,48 @@ def next_parameters(
     """Return the parameters after the next step, and its vector-Jacobian product."""
     leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
     used = as_optimizer_uses(optimizer, parameters, max_norm)(leaves)
-    groups = [group for group in optimizer.param_groups for _ in group["params"]]
-    updated = [
-        p.detach() if g is None else _update_one(optimizer, group, p, g)
-        for group, p, g in zip(groups, parameters, used, strict=True)
-    ]
+    updated = [p.detach() for p in parameters]
+    for group, chunk in _chunks(optimizer, parameters, used):
+        members = [parameters[i] for i in chunk]
+        # The algebra would keep several times the size of its gradients for the backward pass.
+        results = checkpoint(
+            partial(next_parameters, optimizer, group, members),
+            *(used[i] for i in chunk),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for i, result in zip(chunk, results, strict=True):
+            updated[i] = result
     return [p.detach() for p in updated], partial(_pull_back, updated, leaves)
 
 
-def _update_one(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
-) -> Tensor:
-    """Update one parameter without keeping what the algebra saves, several times its size."""
-    updated: Tensor = checkpoint(
-        partial(next_parameter, optimizer, group, parameter),
-        gradient,
-        use_reentrant=False,
-        preserve_rng_state=False,
-    )
-    return updated
+def _chunks(
+    optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Gradients
+) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
+    """Yield the parameters that take a step together, as their places, with their group."""
+    first = 0
+    for group in optimizer.param_groups:
+        alike: dict[Hashable, list[int]] = {}
+        for i in range(first, first + len(group["params"])):
+            if gradients[i] is not None:
+                alike.setdefault(batch_key(optimizer, parameters[i]), []).append(i)
+        for places in alike.values():
+            yield from ((group, chunk) for chunk in _split(places, parameters))
+        first += len(group["params"])
+
+
+def _split(places: Sequence[int], parameters: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Split parameters into chunks whose temporaries are small, or have only one parameter."""
+    chunk: list[int] = []
+    size = 0
+    for i in places:
+        if chunk and size + parameters[i].numel() > LARGEST_CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(i)
+        size += parameters[i].numel()
+    if chunk:
+        yield chunk
 
 
 def _pull_back(updated: Sequence[Tensor], leaves: Gradients, cotangents: Gradients) -> Gradients:
@@ -70,7 +96,7 @@ def as_optimizer_uses(
 ) -> Callable[[Gradients], Gradients]:
     """Return a function that clips gradients, and negates those to maximize, as a step does."""
     groups = optimizer.param_groups
-    signs = {id(p): -1 if group["maximize"] else 1 for group in groups for p in group["params"]}
+    signs = {id(p): -1 if group.get("maximize") else 1 for group in groups for p in group["params"]}
 
     def use(gradients: Gradients) -> Gradients:
         pairs = zip(parameters, gradients, strict=True)

@@ -27,7 +27,7 @@ from msdlosses._torch import (
     unwrap_compiled,
 )
 from msdlosses.meta._lookahead import parameters_of, trainable
-from msdlosses.meta._optimizers import DIFFERENTIABLE
+from msdlosses.meta._optimizers import STEPS
 
 ENGINES = ("auto", "forward", "double-backward", "difference", "higher")
 UNROLLING = ("auto", "higher")
@@ -87,8 +87,8 @@ def _rescales(module: nn.Module) -> bool:
 
 def check_optimizer(optimizer: Optimizer) -> None:
     """Check for an optimizer whose step is known as a differentiable function."""
-    names = join_names(f"torch.optim.{kind.__name__}" for kind in DIFFERENTIABLE)
-    known, got = type(optimizer) in DIFFERENTIABLE, describe(optimizer)
+    names = join_names(f"torch.optim.{kind.__name__}" for kind in STEPS)
+    known, got = type(optimizer) in STEPS, describe(optimizer)
     check_that(f"`optimizer` to be one of {names}", known, got, error=TypeError)
     what = "`optimizer` without hooks, which the look-ahead cannot see"
     check_that(what, not has_step_hooks(optimizer), "some")
