@@ -6,6 +6,7 @@ place. Gradients to maximize are negated before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -148,13 +149,14 @@ def _orthogonalized(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
     for _ in range(group["ns_steps"]):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+    result: Tensor = x.mT if matrix.shape[0] > matrix.shape[1] else x
+    return result
 
 
 def _muon_ratio(kind: str | None, rows: int, columns: int) -> float:
     if kind == "match_rms_adamw":
-        return 0.2 * float(max(rows, columns)) ** 0.5
-    return max(1.0, rows / columns) ** 0.5 if kind in (None, "original") else 1.0
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns)) if kind in (None, "original") else 1.0
 
 
 def _decayed(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -16,8 +16,9 @@ from msdlosses.meta._forward import Derivative
 from msdlosses.meta._lookahead import Gradients, LookAhead, add
 from msdlosses.meta._losses import Losses
 from msdlosses.meta._norms import coarsest, norm
-from msdlosses.meta._parameters import temporary_values, untracked
+from msdlosses.meta._parameters import untracked
 from msdlosses.meta._replay import Replay
+from msdlosses.meta._sharding import local
 from msdlosses.meta._state import Start
 
 NOISE = 100
@@ -48,8 +49,9 @@ class CentralDifference:
     ) -> Derivative:
         """Return the derivative along directions, and its gradients for some parameters."""
         pairs = zip(self.ahead.parameters, directions, strict=True)
-        moving = [(p.detach(), d) for p, d in pairs if d is not None]
-        size, speed = norm([p for p, _ in moving]), norm([d for _, d in moving])
+        moving = [(local(p.detach()), d) for p, d in pairs if d is not None]
+        shards = self.ahead.shards
+        size, speed = norm([p for p, _ in moving], shards), norm([d for _, d in moving], shards)
         dtypes = frozenset({*self.start.dtypes, *(d.dtype for _, d in moving)})
         rounding = coarsest(dtypes)
         distance = widening * rounding**0.5 * torch.where(size > 0, size, 1.0)
@@ -89,10 +91,10 @@ class CentralDifference:
         ahead = self.ahead
         pairs = [(p, d) for p, d in zip(ahead.parameters, directions, strict=True) if d is not None]
         parameters = [p for p, _ in pairs]
-        values = [p.detach() + step.to(d) * d for p, d in pairs]
+        values = [local(p.detach()) + step.to(d) * d for p, d in pairs]
         self.start.restore()
         with (
-            temporary_values(parameters, values),
+            ahead.temporary_values(parameters, values),
             untracked(ahead.parameters, ahead.model, ahead.meta_parameters),
         ):
             yield

@@ -14,6 +14,7 @@ from msdlosses.meta._forward import Derivative, differentiate_along
 from msdlosses.meta._lookahead import Gradients, LookAhead
 from msdlosses.meta._norms import dot, norm, upcast
 from msdlosses.meta._replay import Replay
+from msdlosses.meta._sharding import Group, local, sum_of_shards
 from msdlosses.meta._state import Start
 
 ROUNDINGS = 1000
@@ -55,39 +56,48 @@ def _contradicts_by_difference(
 
 
 def contradicts_difference(
-    derivative: Derivative, directions: Gradients, gradients: Gradients
+    derivative: Derivative,
+    directions: Gradients,
+    gradients: Gradients,
+    shards: Group | None = None,
 ) -> Tensor | None:
     """Compare gradients with a difference. In half precision it is too inaccurate."""
     if derivative.rounding > SINGLE:
         return None
-    return contradicts(derivative, directions, gradients, DIFFERENCE / ROUNDINGS)
+    return contradicts(derivative, directions, gradients, DIFFERENCE / ROUNDINGS, shards)
 
 
 def contradicts(
-    derivative: Derivative, directions: Gradients, gradients: Gradients, rounding: float = 0.0
+    derivative: Derivative,
+    directions: Gradients,
+    gradients: Gradients,
+    rounding: float = 0.0,
+    shards: Group | None = None,
 ) -> Tensor:
     """Return whether a derivative differs from the product of directions and gradients.
 
     Numbers that are not finite contradict nothing, as a step on them is skipped or fails anyway.
     """
     value = upcast(derivative.value)
+    if shards is not None:  # gradients of shards are averaged over the processes
+        value = sum_of_shards(value, shards) / shards.size()
     pairs = [
-        (direction, g.detach())
+        (direction, local(g.detach()))
         for direction, g in zip(directions, gradients, strict=True)
         if direction is not None and g is not None
     ]
-    size = norm(direction for direction, _ in pairs) * norm(g for _, g in pairs)
+    size = norm((d for d, _ in pairs), shards) * norm((g for _, g in pairs), shards)
     rounding = max(rounding, derivative.rounding)
     if value.device.type != "cpu":
         rounding = max(rounding, TENSOR_FLOAT_32)
-    error, limits = (value - dot(pairs).to(value)).abs(), torch.finfo(value.dtype)
+    error, limits = (value - dot(pairs, shards).to(value)).abs(), torch.finfo(value.dtype)
     allowed = min(ROUNDINGS * rounding, LOOSEST) * size.to(value) + limits.tiny / limits.eps
     return (error > allowed + derivative.noise) & error.isfinite()
 
 
 def scaled_alike(gradients: Gradients) -> Gradients:
     """Scale the largest entry of each tensor to 1."""
-    return [None if g is None else _scaled(g.detach()) for g in gradients]
+    return [None if g is None else _scaled(local(g.detach())) for g in gradients]
 
 
 def _scaled(gradient: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from msdlosses.meta._exact import average_and_check, look_ahead, student_step
 from msdlosses.meta._lookahead import Gradients, LookAhead, MetaGradient, add
 from msdlosses.meta._norms import norm
 from msdlosses.meta._replay import Replay
+from msdlosses.meta._sharding import Group, local
 from msdlosses.meta._state import StateKeeper, has_compiled_parts, restored_afterwards
 from msdlosses.meta._support import check_precision
 
@@ -40,19 +41,21 @@ def _differentiate(
 ) -> tuple[Gradients, Tensor | None, Tensor | None]:
     """Return gradients for the weighting, whether they are wrong, and perhaps their error."""
     difference = inner if inner.ahead.probe is None else _of_probe(inner)
-    directions = _without_outliers(directions, gradients)
+    directions = _without_outliers(directions, [local(g) for g in gradients], inner.ahead.shards)
     parameters = inner.ahead.meta_parameters
     derivative = difference.along(directions, parameters)
     error = flag = None
     if difference is inner:
-        flag = contradicts_difference(derivative, directions, gradients)
+        flag = contradicts_difference(derivative, directions, gradients, inner.ahead.shards)
     if inner.ahead.verify:
         wider = difference.along(directions, parameters, widening=2.0)
         error = _relative_error(inner.ahead, wider.gradients, derivative.gradients)
     return derivative.gradients, flag, error
 
 
-def _without_outliers(directions: Gradients, gradients: Gradients) -> Gradients:
+def _without_outliers(
+    directions: Gradients, gradients: Gradients, shards: Group | None
+) -> Gradients:
     """Remove large entries of the directions at parameters whose gradient is 0.
 
     There, Adam's direction is up to 1 / eps times as large as elsewhere, so that all other
@@ -61,7 +64,7 @@ def _without_outliers(directions: Gradients, gradients: Gradients) -> Gradients:
     """
     pairs = list(zip(directions, gradients, strict=True))
     used = [d * (g != 0) for d, g in pairs if d is not None and g is not None]
-    limit = norm(used)
+    limit = norm(used, shards)
     return [d if d is None or g is None else _limited(d, g, limit) for d, g in pairs]
 
 
@@ -83,7 +86,8 @@ def _of_probe(inner: CentralDifference) -> CentralDifference:
 def _verify(inner: CentralDifference, gradients: Gradients) -> Tensor | None:
     """Return whether the gradients are wrong, by a difference that follows them."""
     directions = scaled_alike(gradients)
-    return contradicts_difference(inner.along(directions), directions, gradients)
+    shards = inner.ahead.shards
+    return contradicts_difference(inner.along(directions), directions, gradients, shards)
 
 
 def _relative_error(ahead: LookAhead, approximate: Gradients, gradients: Gradients) -> Tensor:

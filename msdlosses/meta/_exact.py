@@ -23,7 +23,7 @@ from msdlosses.meta._lookahead import (
     multiply,
     zeros_for_none,
 )
-from msdlosses.meta._parameters import temporary_values
+from msdlosses.meta._sharding import local
 from msdlosses.meta._state import StateKeeper, restored_afterwards
 from msdlosses.meta._step import look_ahead_step
 
@@ -96,7 +96,7 @@ def student_step(ahead: LookAhead, gradients: Gradients, keeper: StateKeeper) ->
     """Return the student's step, and let later passes change a copy of its state."""
     after = keeper.save()
     keeper.restore(after.copy())
-    return StudentStep(ahead.average(gradients, ahead.parameters), keeper, after)
+    return StudentStep(ahead.average_of_student(gradients), keeper, after)
 
 
 def look_ahead(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradients, Gradients]:
@@ -105,12 +105,14 @@ def look_ahead(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradient
     The direct gradient is that with respect to the weighting at a fixed step.
     """
     parameters = ahead.parameters
-    updated, pull_back = look_ahead_step(ahead.optimizer, parameters, gradients, ahead.max_norm)
+    updated, pull_back = look_ahead_step(
+        ahead.optimizer, parameters, [local(g) for g in gradients], ahead.max_norm, ahead.shards
+    )
     moved = [i for i, g in enumerate(gradients) if g is not None]
-    with temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
+    with ahead.temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
         outer_loss, gradients = ahead.evaluate(ahead.outer, (*parameters, *ahead.meta_parameters))
     gradients, direct = gradients[: len(parameters)], gradients[len(parameters) :]
-    return outer_loss, direct, pull_back(ahead.average(gradients, parameters))
+    return outer_loss, direct, pull_back([local(g) for g in ahead.average_of_student(gradients)])
 
 
 def average_and_check(ahead: LookAhead, gradients: Gradients, flags: Flags) -> tuple[Tensor, ...]:

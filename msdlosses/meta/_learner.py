@@ -26,6 +26,7 @@ from msdlosses.meta._lookahead import (
 )
 from msdlosses.meta._losses import Loss, Losses
 from msdlosses.meta._meta_gradient import gradient_of
+from msdlosses.meta._sharding import shard_group
 from msdlosses.meta._support import (
     check_engine,
     check_optimizer,
@@ -142,8 +143,8 @@ class MetaLearner:
         max_norm: float | None = None,
         scaler: GradScaler | None = None,
     ) -> None:
-        check_problem(student, optimizer, weighting)
         check_engine(engine, steps, max_norm)
+        check_problem(student, optimizer, weighting, engine)
         check_weighting_optimizer(weighting_optimizer, weighting)
         check_unrolled(student, optimizer, engine, steps)
         if engine == "difference":
@@ -169,10 +170,12 @@ class MetaLearner:
         self._steps_learned = 0
         self._alarm = Alarm()
         self._bare, self._wrapper = unwrap(student)
-        self._group = None if self._wrapper is None else self._wrapper.process_group
+        self._shards = shard_group(optimizer)
+        self._group = self._shards if self._wrapper is None else self._wrapper.process_group
         # The student's parameters are equal already; others that its optimizer holds may not be.
         if self._group is not None:
-            learned = (*parameters_of(optimizer), *weighting.parameters())
+            others = () if self._shards is not None else parameters_of(optimizer)
+            learned = (*others, *weighting.parameters())
             _broadcast((*learned, *weighting.buffers()), self._group)
 
     def step(
@@ -270,6 +273,7 @@ class MetaLearner:
             self.max_norm,
             self._loss_scale(),
             self._group,
+            self._shards,
             self._alarm,
             verify=self._steps_learned & (self._steps_learned - 1) == 0,  # 0, 1, 2, 4, 8, ...
         )
@@ -282,8 +286,8 @@ class MetaLearner:
         return value
 
     def _gradient(self, ahead: LookAhead) -> MetaGradient:
-        check_student(self.student)  # hooks may have been registered since
-        check_optimizer(self.optimizer)
+        check_student(self.student, self.engine)  # hooks may have been registered since
+        check_optimizer(self.optimizer, self.engine)
         check_unrolled(self.student, self.optimizer, self.engine, self.steps, ahead.probe)
         result = gradient_of(ahead, self.engine, self.steps)
         if result.fell_back:
@@ -310,7 +314,7 @@ class MetaLearner:
         """Take a plain step, whose gradient does not reach the weighting's parameters."""
         with torch.enable_grad():
             loss, gradients = ahead.evaluate(ahead.inner, ahead.parameters)
-        self._update_student(ahead, ahead.average(gradients, ahead.parameters))
+        self._update_student(ahead, ahead.average_of_student(gradients))
         return loss
 
     def _update_student(self, ahead: LookAhead, gradients: Gradients) -> None:

@@ -20,9 +20,11 @@ from msdlosses.meta._exact import (
 from msdlosses.meta._kernels import is_recurrent
 from msdlosses.meta._lookahead import LookAhead, MetaGradient
 from msdlosses.meta._losses import Loss, Losses
+from msdlosses.meta._sharding import shard_group
 from msdlosses.meta._support import check_engine, check_problem, check_unrolled, unwrap
 from msdlosses.meta._unrolled import unrolled_gradient
 
+SHARDED = "Expected parameters that are plain tensors, for exact engines, got sharded ones."
 EXACT = {engine.name: engine for engine in (FORWARD, DOUBLE_BACKWARD)}
 
 
@@ -101,10 +103,11 @@ def meta_gradient(
     Source: [built on] Shu et al. 2019, arXiv 1902.07379; Ren et al. 2018, arXiv 1803.09050. The
     product with a direction instead of an unrolled graph: [ours].
     """
-    check_problem(student, optimizer, weighting)
     check_engine(engine, steps, max_norm)
+    check_problem(student, optimizer, weighting, engine)
     check_unrolled(student, optimizer, engine, steps, probe)
     bare, wrapper = unwrap(student)
+    shards = shard_group(optimizer)
     ahead = LookAhead(
         bare if engine != "higher" else student,
         optimizer,
@@ -113,7 +116,8 @@ def meta_gradient(
         Losses("outer", outer),
         None if probe is None else Losses("probe", probe),
         max_norm,
-        group=None if wrapper is None else wrapper.process_group,
+        group=shards if wrapper is None else wrapper.process_group,
+        shards=shards,
     )
     gradients = gradient_of(ahead, engine, steps).gradients
     ahead.alarm.wait()
@@ -137,6 +141,9 @@ def _gradient_by(ahead: LookAhead, engine: str) -> MetaGradient:
 
 def _automatic_gradient(ahead: LookAhead) -> MetaGradient:
     """Use the first engine for which no derivative is missing, and warn if it is another one."""
+    if ahead.shards is not None:
+        warnings.warn(f"{SHARDED} Used engine='difference' instead.", stacklevel=6)
+        return replace(difference_gradient(ahead), fell_back=True)
     preferred, *others = engines_in_order(ahead)
     try:
         return _gradient_by(ahead, preferred)

@@ -28,6 +28,7 @@ from torch.optim import (
 from msdlosses._checks import check_callable, check_that, describe
 from msdlosses.meta import _algebra
 from msdlosses.meta._algebra import State
+from msdlosses.meta._sharding import local
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a docstring of `higher` has an invalid escape sequence
@@ -142,13 +143,13 @@ def next_parameters(
     Several parameters are joined into one, because the time of small tensors is that of calls.
     """
     states = [_copy_state(optimizer, p) for p in parameters]
+    parameters = [local(p.detach()) for p in parameters]
     if len(parameters) == 1:
-        return (_next_parameter(optimizer, group, parameters[0].detach(), gradients[0], states[0]),)
+        return (_next_parameter(optimizer, group, parameters[0], gradients[0], states[0]),)
     state = {name: _joined([state[name] for state in states]) for name in states[0]}
-    flat = _next_parameter(
-        optimizer, group, _joined([p.detach() for p in parameters]), _joined(gradients), state
-    )
-    parts = flat.split([p.numel() for p in parameters])
+    flat = _next_parameter(optimizer, group, _joined(parameters), _joined(gradients), state)
+    sizes = [p.numel() for p in parameters]
+    parts = torch.split(flat, sizes)
     return tuple(part.view(p.shape) for part, p in zip(parts, parameters, strict=True))
 
 
@@ -178,5 +179,5 @@ def _joined(values: Sequence[Any]) -> Any:
 def _copy_state(optimizer: Optimizer, parameter: Tensor) -> State:
     """Return what the optimizer keeps for a parameter. A registered step may change it."""
     entries = optimizer.state.get(parameter, {}).items()
-    state = {name: value for name, value in entries if value is not None}
+    state = {name: local(value) for name, value in entries if value is not None}
     return {k: v.clone() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in state.items()}

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msdlosses.meta._lookahead import Gradients, no_path
 from msdlosses.meta._optimizers import batch_key, next_parameters
+from msdlosses.meta._sharding import Group, local, sum_of_shards
 
 LARGEST_CHUNK = 2**18
 """How many entries several small tensors have together at most."""
@@ -29,11 +30,12 @@ def look_ahead_step(
     parameters: Sequence[Tensor],
     gradients: Gradients,
     max_norm: float | None,
+    shards: Group | None = None,
 ) -> tuple[list[Tensor], Pullback]:
     """Return the parameters after the next step, and its vector-Jacobian product."""
     leaves = [None if g is None else g.detach().requires_grad_() for g in gradients]
-    used = as_optimizer_uses(optimizer, parameters, max_norm)(leaves)
-    updated = [p.detach() for p in parameters]
+    used = as_optimizer_uses(optimizer, parameters, max_norm, shards)(leaves)
+    updated = [local(p.detach()) for p in parameters]
     for group, chunk in _chunks(optimizer, parameters, used):
         members = [parameters[i] for i in chunk]
         # The algebra would keep several times the size of its gradients for the backward pass.
@@ -92,7 +94,10 @@ def _pull_back(updated: Sequence[Tensor], leaves: Gradients, cotangents: Gradien
 
 
 def as_optimizer_uses(
-    optimizer: Optimizer, parameters: Sequence[Tensor], max_norm: float | None
+    optimizer: Optimizer,
+    parameters: Sequence[Tensor],
+    max_norm: float | None,
+    shards: Group | None = None,
 ) -> Callable[[Gradients], Gradients]:
     """Return a function that clips gradients, and negates those to maximize, as a step does."""
     groups = optimizer.param_groups
@@ -100,18 +105,20 @@ def as_optimizer_uses(
 
     def use(gradients: Gradients) -> Gradients:
         pairs = zip(parameters, gradients, strict=True)
-        clipped = _clip([g if id(p) in signs else None for p, g in pairs], max_norm)
+        clipped = _clip([g if id(p) in signs else None for p, g in pairs], max_norm, shards)
         pairs = zip(parameters, clipped, strict=True)
         return [g if g is None or signs[id(p)] > 0 else -g for p, g in pairs]
 
     return use
 
 
-def _clip(gradients: Gradients, max_norm: float | None) -> Gradients:
+def _clip(gradients: Gradients, max_norm: float | None, shards: Group | None) -> Gradients:
     """Clip as `torch.nn.utils.clip_grad_norm_`, but differentiably."""
     if max_norm is None or all(g is None for g in gradients):
         return gradients
     norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
     total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    if shards is not None:
+        total = sum_of_shards(total.square(), shards).sqrt()
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     return [None if g is None else g * factor.to(g.device) for g in gradients]
