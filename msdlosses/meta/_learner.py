@@ -75,7 +75,7 @@ class MetaLearner:
         L_\mathrm{outer}(\theta'(\Phi))\bigr)
 
     You keep your training loop: pass to `step` the training loss and the loss on held-out data, as
-    functions of the model. The gradient is exactly that of the real optimizer's step. See
+    functions of the model. The gradient is that of the real optimizer's step. See
     `meta_gradient` for the students, optimizers, and engines.
 
     If the student is wrapped in `DistributedDataParallel`, the learner averages all gradients
@@ -83,8 +83,9 @@ class MetaLearner:
     student's optimizer holds, from the first process to the others. Do not wrap the weighting.
 
     Args:
-        student: the model to train; it may be compiled, or wrapped as above. Steps that learn
-            weights run it uncompiled.
+        student: the model to train; it may be compiled, wrapped as above, or sharded by
+            `fully_shard`. Steps that learn weights run it uncompiled, except with
+            ``engine="difference"``.
         optimizer: the student's; it keeps its state.
         weighting: the module whose parameters are learned, such as a `WeightNet`.
         weighting_optimizer: any optimizer of its parameters.
@@ -106,7 +107,8 @@ class MetaLearner:
 
     Raises:
         TypeError: an argument has the wrong type, the optimizer is not supported, or the student is
-            sharded or wrapped in parts.
+            wrapped in parts, or sharded or in half precision with an engine for which it must not
+            be.
         ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
             weighting has no parameters, its optimizer holds none of them, or the student's
             optimizer holds some of them.

@@ -56,14 +56,17 @@ def meta_gradient(
             gradient accumulation, a sequence of losses to sum, each differentiated separately.
         outer: the loss on held-out data, likewise.
         student: the model that the losses are called with.
-        optimizer: the student's: SGD, Adam, AdamW, RMSprop, Adagrad, or Adadelta of `torch.optim`.
-            It may also hold parameters of other modules, such as a `LearnedFill`.
+        optimizer: the student's: SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad,
+            Adadelta, or Muon of `torch.optim`, or one added by `register_optimizer`. It may also hold parameters of other modules, such as a `LearnedFill`.
         weighting: the module whose parameters are learned.
         engine: ``"double-backward"`` differentiates the student's gradient. ``"forward"``
             propagates the derivative forward through the student, and keeps no graph of the
             gradient. Both are exact. ``"auto"`` uses double backward, but forward mode for
             students with recurrent layers, with a probe, and for several inner losses. If an
-            operation lacks the derivative, it warns and uses the other one. ``"higher"`` unrolls
+            operation lacks the derivative, it warns and uses another one. ``"difference"`` compares the
+            loss at two points along the direction. It is approximate, by about 1e-3 in float32,
+            and needs no second derivative: for sharded students and for compiled ones, which stay
+            compiled. ``"higher"`` unrolls
             the step with the package of that name, as a reference.
         probe: a cheaper loss, such as ``inner`` on part of the batch, through which the gradient
             is computed. The step itself remains that of ``inner``.
@@ -79,7 +82,8 @@ def meta_gradient(
 
     Raises:
         TypeError: an argument has the wrong type, a loss does not return a scalar tensor, the
-            optimizer is not supported, or the student is sharded or wrapped in parts.
+            optimizer is not supported, the student is sharded or in half precision and the engine
+            does not support that, or it is wrapped in parts.
         ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
             losses do not connect the weighting to ``outer``; a loss changes parameters in place; or
             the gradient of ``inner`` is not its derivative, because hooks or custom Functions

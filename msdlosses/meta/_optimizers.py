@@ -70,6 +70,9 @@ def register_optimizer(optimizer_class: type[Optimizer], step: Step) -> None:
             changes of tensors in place. ``group`` has the options. If ``group["maximize"]`` is
             true, ``gradient`` is negated already.
 
+    Shape:
+        ``step`` gets a parameter and a gradient of one shape, and returns a tensor of that shape.
+
     Raises:
         TypeError: `optimizer_class` is not a class of optimizers, or `step` is not callable.
 
