@@ -57,17 +57,18 @@ def meta_gradient(
         outer: the loss on held-out data, likewise.
         student: the model that the losses are called with.
         optimizer: the student's: SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad,
-            Adadelta, or Muon of `torch.optim`, or one added by `register_optimizer`. It may also hold parameters of other modules, such as a `LearnedFill`.
+            Adadelta, or Muon of `torch.optim`, or one added by `register_optimizer`. It may also
+            hold parameters of other modules, such as a `LearnedFill`.
         weighting: the module whose parameters are learned.
         engine: ``"double-backward"`` differentiates the student's gradient. ``"forward"``
             propagates the derivative forward through the student, and keeps no graph of the
             gradient. Both are exact. ``"auto"`` uses double backward, but forward mode for
             students with recurrent layers, with a probe, and for several inner losses. If an
-            operation lacks the derivative, it warns and uses another one. ``"difference"`` compares the
-            loss at two points along the direction. It is approximate, by about 1e-3 in float32,
-            and needs no second derivative: for sharded students and for compiled ones, which stay
-            compiled. ``"higher"`` unrolls
-            the step with the package of that name, as a reference.
+            operation lacks the derivative, it warns and uses another one. ``"difference"``
+            compares the loss at two points along the direction. It is approximate, by about 1e-3
+            in float32, and needs no second derivative: for sharded students and for compiled ones,
+            which stay compiled. ``"higher"`` unrolls the step with the package of that name, as a
+            reference.
         probe: a cheaper loss, such as ``inner`` on part of the batch, through which the gradient
             is computed. The step itself remains that of ``inner``.
         steps: how many steps on the same inner loss to look ahead; more than 1 uses ``"higher"``.

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_that
+from msdlosses._torch import apply_function
 from msdlosses.meta._interrupts import restoring
 
 Group = distributed.ProcessGroup
@@ -79,9 +79,26 @@ def _set_gradients(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
         tensor.grad = gradient
 
 
+class _SumOfShards(torch.autograd.Function):
+    """A sum over processes. Each of them uses it, so its gradient is a sum as well."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        total = value.clone()
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone()
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 def sum_of_shards(value: Tensor, group: Group | None) -> Tensor:
     """Return a differentiable sum over the processes that hold shards."""
     if group is None:
         return value
-    total: Tensor = all_reduce(value, group=group)  # type: ignore[no-untyped-call]
+    total: Tensor = apply_function(_SumOfShards, value, group)
     return total

@@ -99,15 +99,15 @@ def test_two_processes_equal_one(name: str, results: list[Any]) -> None:
 
 
 RESUME = """
+from torch.distributed.checkpoint.state_dict import set_state_dict
 before = train(batches[2]).inner
 parameters = [*student.parameters(), *weight.parameters()]
 expected = [local(p).clone() for p in parameters]
-states = get_state_dict(student, optimizer)
-saved = {"student": states, "learner": learner.state_dict()}
+model_state, optimizer_state = get_state_dict(student, optimizer)
+saved = {"model": model_state, "optimizer": optimizer_state, "learner": learner.state_dict()}
 dcp.load(saved, checkpoint_id="checkpoint")
-model_state, optimizer_state = saved["student"]
 set_state_dict(
-    student, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state
+    student, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"]
 )
 learner.load_state_dict(saved["learner"])
 assert torch.equal(train(batches[2]).inner, before)
