@@ -1,47 +1,29 @@
-"""Run the examples in docstrings and in Markdown, with the names that they use."""
+"""Run the examples in docstrings, and the code of pages in a fresh interpreter."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from doctest import ELLIPSIS
-from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import pages
 import pytest
 import torch
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
-from sybil.sybil import SybilCollection
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 import msdlosses
 
 os.environ["MPLBACKEND"] = "Agg"  # plots need no display
-
-PAD, C, N = 0, 5, 6
-
-
-class TwoTowers(nn.Module):
-    """A small model of images and text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Linear(4, 8)
-        self.text = nn.Embedding(10, 8, padding_idx=PAD)
-        self.last = nn.Linear(16, C)
-
-    def towers(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        return {"image": self.image(pixels), "text": self.text(tokens).mean(1)}
-
-    def head(self, image: Tensor, text: Tensor) -> Tensor:
-        return self.last(torch.cat([image, text], -1).tanh())
-
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        return self.head(**self.towers(pixels, tokens))
+NUMBER = re.compile(r"\d+\.\d+")
+VARYING = (
+    "tutorial.md",
+    "tutorial-weights.md",
+)  # train models whose accuracy depends on the machine
 
 
 def docstring(namespace: dict[str, Any]) -> None:
@@ -51,64 +33,39 @@ def docstring(namespace: dict[str, Any]) -> None:
     namespace.update(vars(msdlosses.functional), torch=torch, nn=nn, SGD=torch.optim.SGD)
 
 
-def page(namespace: dict[str, Any]) -> None:
-    """Provide data, a teacher, and a student with its optimizer to pages."""
-    torch.manual_seed(0)
-    student = TwoTowers()
-    folder = TemporaryDirectory()
-    namespace.update(torch=torch, nn=nn, PAD=PAD, C=C, teacher=TwoTowers(), student=student)
-    namespace.update(
-        optimizer=torch.optim.SGD(student.parameters(), 0.1, momentum=0.9),
-        loader=DataLoader([_batch() for _ in range(2)], batch_size=None),
-        indexed_loader=[_batch(index=torch.arange(i * N, i * N + N)) for i in range(2)],
-        samples=[_sample(i) for i in range(N)],
-        held_out_batches=cycle([_batch()]),
-        path=Path(folder.name) / "cache",
-        folder=folder,  # keeps the directory until `clean` removes it
-    )
-
-
-def _batch(**others: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    entries = {"pixels": torch.randn(N, 4), "tokens": torch.randint(1, 10, (N, 7))}
-    return {**entries, **others}, torch.randint(C, (N,))
-
-
-def _sample(index: int) -> dict[str, Tensor]:
-    batch, _ = _batch()
-    return {"index": torch.tensor(index), **{name: entry[0] for name, entry in batch.items()}}
-
-
-def clean(namespace: dict[str, Any]) -> None:
-    """Remove the temporary folder, after the cache that maps its files."""
-    namespace.pop("cache", None)
-    namespace.pop("folder").cleanup()
-
-
 docstrings = Sybil(
     parsers=[DocTestParser(ELLIPSIS)], patterns=["msdlosses/**/*.py"], setup=docstring
-)
-pages = Sybil(
-    parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md", "docs/llms.txt"],
-    setup=page,
-    excludes=["docs/generative.md"],
-    teardown=clean,
-)
-generative = Sybil(
-    parsers=[PythonCodeBlockParser()],
-    patterns=["docs/generative.md"],
-    setup=lambda namespace: torch.manual_seed(0),  # the page brings all of its names
-)
-clients = Sybil(
-    parsers=[PythonCodeBlockParser()],
-    patterns=["docs/clients/*.md"],
-    setup=page,
-    excludes=[
-        "docs/clients/distributed.md"
-    ],  # scripts, run in several processes by tests/integration
-    teardown=clean,
-)
-pytest_collect_file = SybilCollection([docstrings, pages, clients, generative]).pytest()
+).pytest()
+
+
+class Page(pytest.File):
+    """A page with code blocks."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield CodeBlocks.from_parent(self, name="code blocks")
+
+
+class CodeBlocks(pytest.Item):
+    """The code blocks of a page, in their order, with nothing before them."""
+
+    def runtest(self) -> None:
+        printed = pages.run(self.path)
+        shown = pages.shown_output(self.path.read_text())
+        if shown and self.path.name not in VARYING:
+            assert NUMBER.sub("", printed) == NUMBER.sub("", shown)
+            numbers, expected = (map(float, NUMBER.findall(text)) for text in (printed, shown))
+            assert list(numbers) == pytest.approx(list(expected), abs=0.03)  # of rounded values
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+        return str(excinfo.value)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect docstrings and pages."""
+    is_page = file_path.suffix == ".md" or file_path.name == "llms.txt"
+    if is_page and pages.code(file_path.read_text()).strip():
+        return Page.from_parent(parent, path=file_path)
+    return docstrings(file_path, parent)
 
 
 @pytest.hookimpl(tryfirst=True)

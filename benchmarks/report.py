@@ -1,6 +1,6 @@
 """Tables and pictures of the study's results.
 
-    python -m benchmarks.report RUNS.jsonl --page README.md --pictures FOLDER
+    python -m benchmarks.report RUNS.jsonl --page docs/reproduce.md --pictures FOLDER
 
 prints the tables, writes them into a page between two marks, and draws the pictures.
 """

@@ -1,9 +1,9 @@
-"""Run the tutorial, write its output into the page, and draw its pictures.
+"""Write the output of code blocks into their pages, and draw the pictures.
 
     python -m docs.draw
 
-Each picture is drawn for light and for dark pages. Snippets of the tutorial draw its own pictures.
-The picture on the front page shows the method for one character and the tutorial's networks.
+Each picture is drawn for light and for dark pages. Code blocks of the tutorial draw its pictures.
+The picture on the front page shows the method for one character and the tutorial's models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -33,7 +32,9 @@ from msdlosses.functional import kl_divergence
 from msdlosses.plot import COLORS
 
 HERE = Path(__file__).parent
-PAGE, PICTURES = HERE / "tutorial.md", HERE / "pictures"
+PICTURES = HERE / "pictures"
+TUTORIALS = (HERE / "tutorial.md", HERE / "tutorial-weights.md")
+WITH_OUTPUT = (HERE.parent / "README.md", HERE / "index.md", HERE / "quickstart.md")
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<rest>\n```text\n.*?```\n)?", re.DOTALL)
 PICTURE = re.compile(r"\{image\} pictures/(.*)-light\.svg")
 INK = {"light": "#1f2328", "dark": "#e6edf3"}  # the background is transparent
@@ -46,10 +47,10 @@ Logits = Mapping[str, Tensor]
 
 
 def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the page with the current output of its snippets, and the snippets that draw."""
+    """Return the page with the current output of its code, and the code blocks that draw."""
     drawing: list[str] = []
 
-    def run_snippet(match: re.Match[str]) -> str:
+    def run_block(match: re.Match[str]) -> str:
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(match["code"], namespace)
@@ -58,7 +59,7 @@ def run(page: str, namespace: dict[str, Any]) -> tuple[str, list[str]]:
         output = f"\n```text\n{printed.getvalue()}```\n" if printed.getvalue() else ""
         return f"```python\n{match['code']}```\n{output}"
 
-    return BLOCK.sub(run_snippet, page), drawing
+    return BLOCK.sub(run_block, page), drawing
 
 
 def style(ink: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def save(figure: Figure, name: str) -> None:
 
 def method(namespace: Mapping[str, Any], ink: str) -> Figure:
     """Draw the predictions of the teacher and of the KD student for one character, by view."""
-    teacher, student = namespace["told"], namespace["copied"]
+    teacher, student = namespace["teacher_logits"], namespace["kd_logits"]
     number, glyph, gloss = character(namespace["task"].test, teacher)
     classes = teacher["full"][number].topk(SHOWN).indices
     figure = plt.figure(figsize=(6.4, 3.6), layout="constrained")
@@ -96,8 +97,8 @@ def method(namespace: Mapping[str, Any], ink: str) -> Figure:
         row[4].text(0, 0.5, f"{plus:3} $w_\\mathrm{{{view}}} \\cdot {term:.2f}$", **LARGE)
         row[4].set_axis_off()
     figure.supxlabel(
-        "loss of a sample: the sum of what the teacher says and the student does not,\n"
-        "given everything, the image alone and the text alone, each with a weight",
+        "loss of a sample: the weighted sum of the divergences of student and teacher\n"
+        "on the whole input, on the image only, and on the text only",
         fontsize=11,
         color=ink,
     )
@@ -143,17 +144,19 @@ def draw_prediction(axis: Axes, probabilities: list[float], color: str) -> None:
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    page = PAGE.read_text()
-    with TemporaryDirectory() as folder:
-        namespace: dict[str, Any] = {"path": Path(folder) / "cache"}
-        page, drawing = run(page, namespace)
-        PAGE.write_text(page)
+    for path in WITH_OUTPUT:
+        path.write_text(run(path.read_text(), {})[0])
+    for path in TUTORIALS:
+        namespace: dict[str, Any] = {}
+        page, drawing = run(path.read_text(), namespace)
         for name, ink in INK.items():
             with plt.rc_context(style(ink)):
-                save(method(namespace, ink), f"msd-{name}")
+                if "kd_logits" in namespace:
+                    save(method(namespace, ink), f"msd-{name}")
                 for picture, code in zip(PICTURE.findall(page), drawing, strict=True):
                     exec(code, namespace)
                     save(namespace["ax"].figure, f"{picture}-{name}")
+        path.write_text(page)
 
 
 if __name__ == "__main__":

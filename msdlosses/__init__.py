@@ -39,6 +39,8 @@ from msdlosses.weighting import (
     WeightNet,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DISTLoss",
     "DKDLoss",

@@ -55,8 +55,8 @@ def plot_view_densities(
 ) -> Axes:
     """Plot the density of a class's probability, for each view of teacher and student.
 
-    Colors are views; the teacher's lines are solid, the student's are dashed. For a modality that
-    the student never saw alone, its line is far from the teacher's.
+    Colors are views; the teacher's lines are solid, the student's are dashed. If the student was
+    never trained on a view, its line is far from the teacher's.
 
     Args:
         teacher: logits by view; the probabilities are their softmax.

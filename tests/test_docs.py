@@ -36,9 +36,22 @@ def test_llms_txt_link_targets_exist() -> None:
 
 
 def test_llms_txt_names_every_page() -> None:
+    targets = local_targets(DOCS / "llms.txt")
+    names = {target.removeprefix("_sources/").split(".")[0] for target in targets}
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")}
+    assert names == pages - {"index"}
+
+
+def test_llms_txt_follows_the_page_tree() -> None:
+    tree = re.findall(r":caption: (.+)\n\n((?:[\w/-]+\n)+)", (DOCS / "index.md").read_text())
     text = (DOCS / "llms.txt").read_text()
-    for page in DOCS.glob("*.md"):
-        assert page.stem == "index" or page.stem in text
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [caption for caption, _ in tree]
+    for caption, names in tree:
+        section = text.split(f"## {caption}\n")[1].split("\n## ")[0]
+        places = [re.search(rf"\((?:_sources/)?{name}\.", section) for name in names.split()]
+        starts = [place.start() for place in places if place]
+        assert len(starts) == len(places), f"add all pages of {caption} to docs/llms.txt"
+        assert starts == sorted(starts)
 
 
 def test_pictures_are_used_and_have_a_dark_variant() -> None:
@@ -59,5 +72,41 @@ PUBLIC = [
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_reference_lists_every_public_name_once(name: str) -> None:
-    lines = re.findall(r"\.\. auto(?:class|function):: (\S+)", (DOCS / "api.md").read_text())
-    assert lines.count(name) == 1, f"add `{name}` to docs/api.md"
+    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    lines = re.findall(r"\.\. auto(?:class|function):: ([\w.]+)", text)
+    assert lines.count(name) == 1, f"add `{name}` to a page in docs/api"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_reference_summary_lists_every_public_name(name: str) -> None:
+    assert f"\n   {name}\n" in (DOCS / "api" / "index.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/evidence.md", "docs/reproduce.md"]
+)
+def test_differences_are_those_of_the_study(page: str) -> None:
+    """Prose outside of generated tables quotes no number that the study does not have."""
+    text = re.sub(
+        r"<!-- [^>]*: begin -->.*?: end -->", "", (ROOT / page).read_text(), flags=re.DOTALL
+    )
+    study = "".join((DOCS / f"{name}.md").read_text() for name in ("study", "study-tables"))
+    for difference in re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", text):
+        assert difference in re.sub(r" +", " ", study.replace("\N{MINUS SIGN}", "-")), difference
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+def test_bold_differences_are_significant(page: str) -> None:
+    for bold, mean, half in re.findall(
+        r"(\*\*)?([+-]\d+\.\d+) ± (\d+\.\d+)(?=\*\*\ \||\ \|)", (ROOT / page).read_text()
+    ):
+        assert bool(bold) == (abs(float(mean)) > float(half)), f"{mean} ± {half}"
+
+
+TERMS = "quickstart cite changelog license hyperparameter ablation kldivloss temperature clip qwen"
+
+
+@pytest.mark.parametrize("word", TERMS.split())
+def test_search_terms_are_in_a_page(word: str) -> None:
+    pages = [page.read_text().lower() for page in DOCS.rglob("*.md")]
+    assert any(word in page for page in pages)

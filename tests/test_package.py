@@ -126,9 +126,12 @@ def descendants(family: type) -> set[type]:
 def test_version_is_the_same_everywhere() -> None:
     root = Path(__file__).parents[1]
     version = metadata.version("msdlosses")
+    assert msdlosses.__version__ == version
     assert f'\nversion = "{version}"\n' in (root / "pyproject.toml").read_text()
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
     assert f"\n## [{version}] - " in (root / "CHANGELOG.md").read_text()
+    assert f"version = {{{version}}}" in (root / "docs" / "citing.md").read_text()
+    assert f"\n{version}\n" in (root / "docs" / "installation.md").read_text()
 
 
 # Docstrings

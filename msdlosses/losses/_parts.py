@@ -40,8 +40,10 @@ class MSDParts:
     names: tuple[str, ...]
     """The views, in the order of the last axis."""
     count: Tensor
-    """What the mean divides by: the samples with a valid term, or with ``average="batch"`` the
-    positions that are valid in any view.
+    """The number that the mean divides by.
+
+    It counts the samples with a valid term or, with ``average="batch"``, the positions that are
+    valid in any view.
 
     ``loss * count`` of several batches or processes adds up to that of all of them.
     """

@@ -41,6 +41,6 @@ def test_footer_lists_where_msd_is_behind() -> None:
     assert "MSD equal is behind KD on the whole input" in report.text(results)
 
 
-def test_readme_shows_the_committed_results() -> None:
+def test_page_shows_the_committed_results() -> None:
     results = read(RESULTS / "hanzi" / "runs.jsonl")
-    assert report.text(results) in Path("README.md").read_text()
+    assert report.text(results) in Path("docs/reproduce.md").read_text()
