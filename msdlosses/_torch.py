@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 import torch
@@ -13,13 +14,13 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizers
-from torch.utils._pytree import register_pytree_node
+from torch.utils import _pytree
 
 # Public, but without types.
 make_dual: Any = forward_ad.make_dual
 unpack_dual: Any = forward_ad.unpack_dual
 preserve_version_counter: Any = _unsafe_preserve_version_counter
-register_pytree: Any = register_pytree_node
+register_pytree: Any = _pytree.register_pytree_node
 
 # Older compilers cannot trace subclasses of `dict`.
 TRACES_DICT_SUBCLASSES: bool = torch.__version__ >= "2.7"
@@ -31,6 +32,10 @@ foreach_sub_: Any = torch._foreach_sub_
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# For values in nested tuples, lists, and dictionaries.
+tree_flatten: Any = _pytree.tree_flatten
+tree_unflatten: Any = _pytree.tree_unflatten
 
 BatchNorm = _BatchNorm
 """The base class of all batch normalizations, also the synchronized and lazy ones."""
@@ -89,12 +94,6 @@ def gather_shards(tensor: Tensor) -> Tensor:
     return cast(Tensor, sharded.full_tensor(grad_placements=average))
 
 
-def function_of(node: Any) -> type[torch.autograd.Function]:
-    """Return the custom Function that a node of a graph belongs to."""
-    function: type[torch.autograd.Function] = node._forward_cls
-    return function
-
-
 def is_transformed(*tensors: Tensor) -> bool:
     """Return whether `torch.func` or forward-mode differentiation is active."""
     if torch._C._are_functorch_transforms_active():
@@ -131,6 +130,18 @@ def unwrap_compiled(module: Any) -> Any:
 def is_compiled(module: nn.Module) -> bool:
     """Return whether calls of a module run compiled code."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+@contextmanager
+def replaced_compiled_call(module: nn.Module, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Wrap the compiled code of a compiled module."""
+    name = "forward" if hasattr(module, "_orig_mod") else "_compiled_call_impl"
+    original = vars(module)[name]
+    vars(module)[name] = wrap(original)
+    try:
+        yield
+    finally:
+        vars(module)[name] = original
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:

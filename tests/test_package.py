@@ -77,7 +77,7 @@ FUNCTIONS = [
 
 # Public only in a module of the package; `plot` is imported on demand.
 ELSEWHERE = {
-    "meta": ["meta_gradient"],
+    "meta": ["meta_gradient", "register_optimizer"],
     "plot": ["plot_saliency", "plot_view_densities", "plot_weights"],
 }
 

@@ -20,5 +20,6 @@ model; a second backward pass takes it from the gradient.
 
 from msdlosses.meta._learner import MetaLearner, MetaStep
 from msdlosses.meta._meta_gradient import meta_gradient
+from msdlosses.meta._optimizers import register_optimizer
 
-__all__ = ["MetaLearner", "MetaStep", "meta_gradient"]
+__all__ = ["MetaLearner", "MetaStep", "meta_gradient", "register_optimizer"]

@@ -23,9 +23,9 @@ from msdlosses.meta._lookahead import (
     multiply,
     zeros_for_none,
 )
-from msdlosses.meta._parameters import temporary_values
+from msdlosses.meta._sharding import local
 from msdlosses.meta._state import StateKeeper, restored_afterwards
-from msdlosses.meta._step import next_parameters
+from msdlosses.meta._step import look_ahead_step
 
 MISSING = re.compile("derivative for .* is not implemented|forward AD|forward mode AD|jvp")
 SINGLE = torch.finfo(torch.float32).eps
@@ -52,24 +52,21 @@ class Engine:
 def exact_gradient(ahead: LookAhead, engine: Engine) -> MetaGradient:
     """Compute the gradient by one of the exact engines."""
     keeper = StateKeeper(ahead.model, ahead.weighting)
-    with restored_afterwards(keeper) as before, _missing_derivatives(engine.name):
+    with restored_afterwards(keeper) as start, _missing_derivatives(engine.name):
         create_graph = engine.keeps_graph and ahead.probe is None
         inner_loss, gradients = ahead.evaluate(
             ahead.inner, ahead.parameters, create_graph=create_graph
         )
-        after = keeper.save()
-        keeper.restore(after.copy())
-        step = StudentStep(ahead.average(gradients, ahead.parameters), keeper, after)
-        outer_loss, direct, directions = _directions(ahead, step.gradients)
+        step = student_step(ahead, gradients, keeper)
+        outer_loss, direct, directions = look_ahead(ahead, step.gradients)
         # One factor for each derivative that is taken by a backward pass.
         factor = ahead.loss_scale**2 if engine.keeps_graph else ahead.loss_scale
         directions = multiply(directions, factor)
-        keeper.restore(before.copy())  # for the same random numbers as in the first pass
+        start.restore()  # for the same random numbers as in the first pass
         through_step, flag = engine.differentiate(ahead, directions, gradients)
-        keeper.restore(before.copy())
-        flags = [flag, contradicts_gradients(ahead, gradients) if ahead.verify else None]
+        flags = [flag, contradicts_gradients(ahead, gradients, start) if ahead.verify else None]
     gradients = add(direct, multiply(through_step, 1 / factor))
-    gradients = _average_and_check(ahead, gradients, flags)
+    gradients = average_and_check(ahead, gradients, flags)
     return MetaGradient(inner_loss, outer_loss, gradients, engine.name, step=step)
 
 
@@ -95,21 +92,30 @@ FORWARD = Engine("forward", keeps_graph=False, differentiate=_forward)
 DOUBLE_BACKWARD = Engine("double-backward", keeps_graph=True, differentiate=_double_backward)
 
 
-def _directions(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradients, Gradients]:
+def student_step(ahead: LookAhead, gradients: Gradients, keeper: StateKeeper) -> StudentStep:
+    """Return the student's step, and let later passes change a copy of its state."""
+    after = keeper.save()
+    keeper.restore(after.copy())
+    return StudentStep(ahead.average_of_student(gradients), keeper, after)
+
+
+def look_ahead(ahead: LookAhead, gradients: Gradients) -> tuple[Tensor, Gradients, Gradients]:
     """Return the held-out loss after the step, its direct gradient, and the directions c.
 
     The direct gradient is that with respect to the weighting at a fixed step.
     """
     parameters = ahead.parameters
-    updated, pull_back = next_parameters(ahead.optimizer, parameters, gradients, ahead.max_norm)
+    updated, pull_back = look_ahead_step(
+        ahead.optimizer, parameters, [local(g) for g in gradients], ahead.max_norm, ahead.shards
+    )
     moved = [i for i, g in enumerate(gradients) if g is not None]
-    with temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
+    with ahead.temporary_values([parameters[i] for i in moved], [updated[i] for i in moved]):
         outer_loss, gradients = ahead.evaluate(ahead.outer, (*parameters, *ahead.meta_parameters))
     gradients, direct = gradients[: len(parameters)], gradients[len(parameters) :]
-    return outer_loss, direct, pull_back(ahead.average(gradients, parameters))
+    return outer_loss, direct, pull_back([local(g) for g in ahead.average_of_student(gradients)])
 
 
-def _average_and_check(ahead: LookAhead, gradients: Gradients, flags: Flags) -> tuple[Tensor, ...]:
+def average_and_check(ahead: LookAhead, gradients: Gradients, flags: Flags) -> tuple[Tensor, ...]:
     """Average the gradients over the processes, which also raise their errors together."""
     parameters = ahead.meta_parameters
     raised = torch.zeros((), device=parameters[0].device)

@@ -12,6 +12,7 @@ from msdlosses._torch import unpack_dual
 from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._lookahead import Gradients, LookAhead, add
 from msdlosses.meta._losses import Losses
+from msdlosses.meta._norms import coarsest
 from msdlosses.meta._parameters import tangents
 
 
@@ -24,12 +25,13 @@ class Derivative:
     """Its gradients with respect to the parameters that were asked for."""
     dtypes: frozenset[torch.dtype]
     """The types in which the loss was computed."""
+    noise: Tensor | float = 0.0
+    """How far the value may be off because of rounding, if it is a difference."""
 
     @property
     def rounding(self) -> float:
         """The relative rounding error of the coarsest type."""
-        floating = (d for d in self.dtypes if d.is_floating_point or d.is_complex)
-        return max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
+        return coarsest(self.dtypes)
 
 
 def differentiate_along(

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction
 
 from msdlosses._checks import check_that
-from msdlosses._torch import function_of
 
 
 def graph_nodes(loss: Tensor) -> Iterator[Any]:
@@ -23,12 +21,6 @@ def graph_nodes(loss: Tensor) -> Iterator[Any]:
         children = {child for child, _ in node.next_functions if child is not None} - seen
         seen |= children
         nodes.extend(children)
-
-
-def custom_functions(loss: Tensor) -> set[type[Function]]:
-    """Return the custom Functions in the loss's graph."""
-    nodes = (node for node in graph_nodes(loss) if isinstance(node, BackwardCFunction))
-    return {function_of(node) for node in nodes}
 
 
 def watch_custom_functions(loss: Tensor) -> None:

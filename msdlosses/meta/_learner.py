@@ -26,9 +26,11 @@ from msdlosses.meta._lookahead import (
 )
 from msdlosses.meta._losses import Loss, Losses
 from msdlosses.meta._meta_gradient import gradient_of
+from msdlosses.meta._sharding import shard_group
 from msdlosses.meta._support import (
     check_engine,
     check_optimizer,
+    check_precision,
     check_problem,
     check_student,
     check_unrolled,
@@ -61,6 +63,8 @@ class MetaStep:
     """The held-out loss after the look-ahead, detached; None if the step learned no weights."""
     engine: str | None = None
     """The engine that computed the gradient; None if the step learned no weights."""
+    error: Tensor | None = None
+    """The estimated relative error of the gradient; None if this step did not estimate it."""
 
 
 class MetaLearner:
@@ -71,7 +75,7 @@ class MetaLearner:
         L_\mathrm{outer}(\theta'(\Phi))\bigr)
 
     You keep your training loop: pass to `step` the training loss and the loss on held-out data, as
-    functions of the model. The gradient is exactly that of the real optimizer's step. See
+    functions of the model. The gradient is that of the real optimizer's step. See
     `meta_gradient` for the students, optimizers, and engines.
 
     If the student is wrapped in `DistributedDataParallel`, the learner averages all gradients
@@ -79,8 +83,9 @@ class MetaLearner:
     student's optimizer holds, from the first process to the others. Do not wrap the weighting.
 
     Args:
-        student: the model to train; it may be compiled, or wrapped as above. Steps that learn
-            weights run it uncompiled.
+        student: the model to train; it may be compiled, wrapped as above, or sharded by
+            `fully_shard`. Steps that learn weights run it uncompiled, except with
+            ``engine="difference"``.
         optimizer: the student's; it keeps its state.
         weighting: the module whose parameters are learned, such as a `WeightNet`.
         weighting_optimizer: any optimizer of its parameters.
@@ -102,7 +107,8 @@ class MetaLearner:
 
     Raises:
         TypeError: an argument has the wrong type, the optimizer is not supported, or the student is
-            sharded or wrapped in parts.
+            wrapped in parts, or sharded or in half precision with an engine for which it must not
+            be.
         ValueError: an option is unknown or out of range; the look-ahead would leave out hooks; the
             weighting has no parameters, its optimizer holds none of them, or the student's
             optimizer holds some of them.
@@ -139,10 +145,12 @@ class MetaLearner:
         max_norm: float | None = None,
         scaler: GradScaler | None = None,
     ) -> None:
-        check_problem(student, optimizer, weighting)
         check_engine(engine, steps, max_norm)
+        check_problem(student, optimizer, weighting, engine)
         check_weighting_optimizer(weighting_optimizer, weighting)
         check_unrolled(student, optimizer, engine, steps)
+        if engine == "difference":
+            check_precision(optimizer)
         check_choice("mode", mode, MODES)
         check_integer("update_every", update_every, least=1)
         check_integer("warmup", warmup, least=0)
@@ -164,10 +172,12 @@ class MetaLearner:
         self._steps_learned = 0
         self._alarm = Alarm()
         self._bare, self._wrapper = unwrap(student)
-        self._group = None if self._wrapper is None else self._wrapper.process_group
+        self._shards = shard_group(optimizer)
+        self._group = self._shards if self._wrapper is None else self._wrapper.process_group
         # The student's parameters are equal already; others that its optimizer holds may not be.
         if self._group is not None:
-            learned = (*parameters_of(optimizer), *weighting.parameters())
+            others = () if self._shards is not None else parameters_of(optimizer)
+            learned = (*others, *weighting.parameters())
             _broadcast((*learned, *weighting.buffers()), self._group)
 
     def step(
@@ -265,6 +275,7 @@ class MetaLearner:
             self.max_norm,
             self._loss_scale(),
             self._group,
+            self._shards,
             self._alarm,
             verify=self._steps_learned & (self._steps_learned - 1) == 0,  # 0, 1, 2, 4, 8, ...
         )
@@ -277,8 +288,8 @@ class MetaLearner:
         return value
 
     def _gradient(self, ahead: LookAhead) -> MetaGradient:
-        check_student(self.student)  # hooks may have been registered since
-        check_optimizer(self.optimizer)
+        check_student(self.student, self.engine)  # hooks may have been registered since
+        check_optimizer(self.optimizer, self.engine)
         check_unrolled(self.student, self.optimizer, self.engine, self.steps, ahead.probe)
         result = gradient_of(ahead, self.engine, self.steps)
         if result.fell_back:
@@ -299,13 +310,13 @@ class MetaLearner:
             self._update_student(ahead, result.step.gradients)
         if self.mode == "online":
             self._update_weighting(ahead, result.gradients)
-        return MetaStep(inner_loss, result.outer_loss, result.engine)
+        return MetaStep(inner_loss, result.outer_loss, result.engine, result.error)
 
     def _train(self, ahead: LookAhead) -> Tensor:
         """Take a plain step, whose gradient does not reach the weighting's parameters."""
         with torch.enable_grad():
             loss, gradients = ahead.evaluate(ahead.inner, ahead.parameters)
-        self._update_student(ahead, ahead.average(gradients, ahead.parameters))
+        self._update_student(ahead, ahead.average_of_student(gradients))
         return loss
 
     def _update_student(self, ahead: LookAhead, gradients: Gradients) -> None:

@@ -9,20 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd import Function
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_that
 from msdlosses._torch import version
 from msdlosses.meta._alarm import Alarm
-from msdlosses.meta._graph import (
-    check_no_reentrant_checkpoint,
-    custom_functions,
-    watch_custom_functions,
-)
+from msdlosses.meta._graph import check_no_reentrant_checkpoint, watch_custom_functions
 from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._losses import Losses
 from msdlosses.meta._modes import WatchedHooks
+from msdlosses.meta._parameters import temporary_values
+from msdlosses.meta._sharding import gradients_by_backward, temporary_shards
 from msdlosses.meta._state import State, StateKeeper
 
 Gradients = Sequence[Tensor | None]
@@ -46,11 +43,11 @@ class LookAhead:
     """Keeps gradients in half precision from underflowing."""
     group: Group | None = None
     """The processes to average over; None for a single process."""
+    shards: Group | None = None
+    """The processes over which the parameters are sharded."""
     alarm: Alarm = field(default_factory=Alarm)
     verify: bool = True
     """Whether to compare the gradients of `inner` with its derivative, by one more pass."""
-    functions: set[type[Function]] = field(default_factory=set)
-    """The custom Functions that were found in the losses, if they are to be compared."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -95,18 +92,34 @@ class LookAhead:
     ) -> Gradients:
         if loss.grad_fn is None:
             raise no_path()
-        if self.verify:
-            self.functions.update(custom_functions(loss))
         if create_graph:
             watch_custom_functions(loss)
         scaled = loss if self.loss_scale == 1 else loss * self.loss_scale
         wanted = [p for p in parameters if p.requires_grad]
-        some = torch.autograd.grad(scaled, wanted, create_graph=create_graph, allow_unused=True)
+        if self.shards is not None:
+            others = (*self.model.parameters(), *self.weighting.parameters())
+            some = gradients_by_backward(scaled, wanted, others)
+        else:
+            some = torch.autograd.grad(scaled, wanted, create_graph=create_graph, allow_unused=True)
         if any(g is None for g in some):
             check_no_reentrant_checkpoint(loss)
         rest = iter(some)
         gradients = [next(rest) if p.requires_grad else None for p in parameters]
         return multiply(gradients, 1 / self.loss_scale)
+
+    def temporary_values(
+        self, parameters: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> AbstractContextManager[None]:
+        """Return a context in which parameters of the student have other values."""
+        if self.shards is not None:
+            return temporary_shards(self.model, parameters, values)
+        return temporary_values(parameters, values)
+
+    def average_of_student(self, gradients: Gradients) -> Gradients:
+        """Average gradients of the student. Those of shards are averaged already."""
+        if self.shards is not None:
+            return [None if g is None else g.detach() for g in gradients]
+        return self.average(gradients, self.parameters)
 
     def average(self, gradients: Gradients, parameters: Sequence[Tensor]) -> Gradients:
         """Return the gradients, detached, averaged over the processes.
@@ -151,6 +164,8 @@ class MetaGradient:
     engine: str
     fell_back: bool = False
     """The engine that "auto" prefers lacks a derivative."""
+    error: Tensor | None = None
+    """An estimate of the relative error, if the engine made one."""
     step: StudentStep | None = None
     """None from the engine "higher", which takes the step on a copy of the student."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -28,6 +30,15 @@ class Losses:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise TypeError(expected(f"a scalar tensor from `{self.name}`", describe(loss)))
             yield loss.reshape(()) if loss.ndim else loss
+
+    def inside(self, context: Callable[[], AbstractContextManager[object]]) -> Losses:
+        """Return the same losses, each evaluated inside a context."""
+
+        def evaluate(function: Loss, model: nn.Module) -> Tensor:
+            with context():
+                return function(model)
+
+        return Losses(self.name, [partial(evaluate, function) for function in self.functions])
 
     def __len__(self) -> int:
         return len(self.functions)

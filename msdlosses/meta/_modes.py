@@ -44,6 +44,48 @@ class ForwardMode(TorchFunctionMode):
         return result
 
 
+class HeldConstants(TorchFunctionMode):
+    """Makes `detach` return the same values in each pass, as a gradient sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.incomplete = False
+        """Whether a pass computed numbers where gradients are disabled, which are not held."""
+        self._disabled = False
+        self._values: list[Tensor] = []
+        self._next: int | None = None
+
+    def rewind(self) -> None:
+        """Return the values of the first pass from now on."""
+        self._next = 0
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is set_grad_enabled:  # not called for the forward of custom Functions
+            self._disabled = not args[0]
+        if not isinstance(result, Tensor):
+            return result
+        if function is Tensor.detach:
+            return self._held(result)
+        if self._disabled and result.is_floating_point():
+            self.incomplete |= all(result is not arg for arg in args)  # and not in place
+        return result
+
+    def _held(self, value: Tensor) -> Tensor:
+        if self._next is None:
+            self._values.append(value.clone())
+            return value
+        self._next += 1
+        held = self._values[self._next - 1 : self._next]
+        return held[0].clone() if held and held[0].shape == value.shape else value
+
+
 class WatchedHooks(TorchFunctionMode):
     """Makes the backward pass raise where a hook breaks the graph of the gradient."""
 

@@ -1,179 +1,170 @@
-"""Optimizer steps as differentiable functions. Only this module imports `higher`."""
+"""The optimizers whose steps are known as differentiable functions.
+
+Only this module imports `higher`.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
+
+from msdlosses._checks import check_callable, check_that, describe
+from msdlosses.meta import _algebra
+from msdlosses.meta._algebra import State
+from msdlosses.meta._sharding import local
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a docstring of `higher` has an invalid escape sequence
     import higher
-    from higher.optim import DifferentiableAdadelta, DifferentiableAdagrad
 
-State = MutableMapping[str, Any]
-"""The state of an optimizer for one parameter."""
+Step = Callable[[Tensor, Tensor, State, Mapping[str, Any]], Tensor]
+"""Maps a parameter, its gradient, its state, and the options of its group to the new parameter."""
 
 monkeypatch: Callable[..., Any] = higher.monkeypatch
 
+ELEMENTWISE: dict[type[Optimizer], Step] = {
+    SGD: _algebra.sgd,
+    Adam: _algebra.adam,
+    AdamW: partial(_algebra.adam, decoupled=True),
+    RMSprop: _algebra.rmsprop,
+    Adagrad: _algebra.adagrad,
+    Adadelta: _algebra.adadelta,
+    NAdam: _algebra.nadam,
+    RAdam: _algebra.radam,
+    Adamax: _algebra.adamax,
+}
+"""Steps that treat all entries alike, so that tensors may be joined."""
+
+STEPS: dict[type[Optimizer], Step] = dict(ELEMENTWISE)
+
+if hasattr(torch.optim, "Muon"):
+    STEPS[torch.optim.Muon] = _algebra.muon
+
+
+def register_optimizer(optimizer_class: type[Optimizer], step: Step) -> None:
+    """Let the meta-learner differentiate the steps of another optimizer.
+
+    Args:
+        optimizer_class: the class of the optimizer, not including its subclasses.
+        step: the step of one parameter, in differentiable operations:
+            ``(parameter, gradient, state, group) -> new parameter``. It must equal the step of the
+            optimizer. ``state`` is a copy of what the optimizer keeps for the parameter, which is
+            empty before the first step. The engine ``"higher"`` also needs its new values, without
+            changes of tensors in place. ``group`` has the options. If ``group["maximize"]`` is
+            true, ``gradient`` is negated already.
+
+    Shape:
+        ``step`` gets a parameter and a gradient of one shape, and returns a tensor of that shape.
+
+    Raises:
+        TypeError: `optimizer_class` is not a class of optimizers, or `step` is not callable.
+
+    Example:
+        >>> class SignSGD(torch.optim.Optimizer):
+        ...     def __init__(self, params, lr):
+        ...         super().__init__(params, {"lr": lr})
+        ...     @torch.no_grad()
+        ...     def step(self):
+        ...         for group in self.param_groups:
+        ...             for p in group["params"]:
+        ...                 if p.grad is not None:
+        ...                     p -= group["lr"] * torch.tanh(p.grad)
+        >>> def step(parameter, gradient, state, group):
+        ...     return parameter - group["lr"] * torch.tanh(gradient)
+        >>> register_optimizer(SignSGD, step)
+
+    Source: [ours].
+    """
+    is_class = isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)
+    what = "`optimizer_class` to be a class of optimizers"
+    check_that(what, is_class, describe(optimizer_class), error=TypeError)
+    check_callable("step", step)
+    STEPS[optimizer_class] = step
+
 
 # `higher` has no types, so mypy cannot check the base class.
-class _Elementwise(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
+class _Unrolled(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
     """An optimizer whose step is a function of one parameter."""
 
-    update: Callable[[Tensor, Tensor, State, Mapping[str, Any]], Tensor]
+    take_step: Step
 
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **kwargs: Any) -> None:
-        update = type(self).update
+        step = type(self).take_step
         for index, (group, grads) in enumerate(zip(self.param_groups, grouped_grads, strict=True)):
             for i, grad in enumerate(grads):
                 if grad is not None:
                     p, state = group["params"][i], self.state[index][i]
-                    group["params"][i] = update(p, grad, state, group)
-
-
-def _sgd(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
-    """Step as `torch.optim.SGD`, with half as many temporaries as `higher` needs."""
-    grad, momentum = _decayed(p, grad, group), group["momentum"]
-    if momentum:
-        last = state.get("momentum_buffer")
-        fresh = grad * (1 - group["dampening"]) if group["dampening"] else grad
-        average = grad if last is None else torch.add(fresh, last, alpha=momentum)
-        state["momentum_buffer"] = average
-        grad = torch.add(grad, average, alpha=momentum) if group["nesterov"] else average
-    return _moved(p, grad, group["lr"])
-
-
-def _adam(
-    p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any], *, decoupled: bool = False
-) -> Tensor:
-    """Step as `torch.optim.Adam`, where each group decides how its weights decay."""
-    if group.get("decoupled_weight_decay", decoupled):
-        return _adam_step(p * (1 - group["lr"] * group["weight_decay"]), grad, state, group)
-    return _adam_step(p, _decayed(p, grad, group), state, group)
-
-
-def _adam_step(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
-    """Step as algorithm 1 of Kingma and Ba 2015, arXiv 1412.6980.
-
-    As in `torch.optim`, eps is added to the bias-corrected root.
-    """
-    beta1, beta2 = group["betas"]
-    step = _next_count(state)
-    mean = torch.lerp(_zeros(state, "exp_avg", grad), grad, 1 - beta1)
-    square = _square(state, "exp_avg_sq", grad, beta2)
-    state.update(step=step, exp_avg=mean, exp_avg_sq=square)
-    if group["amsgrad"]:
-        square = torch.maximum(_zeros(state, "max_exp_avg_sq", grad), square)
-        state["max_exp_avg_sq"] = square
-    unbiased = (1 - beta2**step) ** 0.5
-    change = mean / (_root(square) + group["eps"] * unbiased)
-    return _moved(p, change, group["lr"] * unbiased / (1 - beta1**step))
-
-
-def _rmsprop(p: Tensor, grad: Tensor, state: State, group: Mapping[str, Any]) -> Tensor:
-    """Step as `torch.optim.RMSprop`. `higher` returns NaN where a centered square is 0."""
-    alpha = group["alpha"]
-    grad = _decayed(p, grad, group)
-    square = state["square_avg"] = _square(state, "square_avg", grad, alpha)
-    if group["centered"]:
-        mean = state["grad_avg"] = torch.lerp(_zeros(state, "grad_avg", grad), grad, 1 - alpha)
-        square = square - mean * mean
-    change = grad / (_root(square) + group["eps"])
-    if group["momentum"]:
-        last = _zeros(state, "momentum_buffer", grad)
-        change = state["momentum_buffer"] = torch.add(change, last, alpha=group["momentum"])
-    return _moved(p, change, group["lr"])
-
-
-def _decayed(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
-    return torch.add(grad, p, alpha=group["weight_decay"]) if group["weight_decay"] else grad
-
-
-def _moved(p: Tensor, change: Tensor, rate: Any) -> Tensor:
-    """Subtract the change. The learning rate may be a tensor, which `alpha` cannot be."""
-    return p - rate * change if isinstance(rate, Tensor) else torch.add(p, change, alpha=-rate)
-
-
-def _square(state: State, name: str, grad: Tensor, beta: float) -> Tensor:
-    return torch.addcmul(beta * _zeros(state, name, grad), grad, grad, value=1 - beta)
-
-
-def _root(square: Tensor) -> Tensor:
-    """Return the square root, with derivative 0 where a gradient, and so its square, is 0.
-
-    Optimizers divide a gradient by this root, so only the derivative of the numerator remains.
-    """
-    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
-
-
-def _next_count(state: State) -> Any:
-    """Return the number of this step: a float, or a tensor if the optimizer counts on a GPU."""
-    step = state.get("step", 0.0)
-    on_cpu = not isinstance(step, Tensor) or step.device.type == "cpu"
-    return float(step) + 1 if on_cpu else step + 1
-
-
-def _zeros(state: State, name: str, like: Tensor) -> Tensor:
-    """Return an entry of the state, which does not exist before the first step."""
-    value: Tensor = state[name] if name in state else torch.zeros_like(like)
-    return value
-
-
-class _DifferentiableSGD(_Elementwise):
-    update = staticmethod(_sgd)
-
-
-class _DifferentiableAdam(_Elementwise):
-    update = staticmethod(_adam)
-
-
-class _DifferentiableAdamW(_Elementwise):
-    update = staticmethod(partial(_adam, decoupled=True))
-
-
-class _DifferentiableRMSprop(_Elementwise):
-    update = staticmethod(_rmsprop)
-
-
-DIFFERENTIABLE: dict[type[Optimizer], type[Any]] = {
-    SGD: _DifferentiableSGD,
-    Adam: _DifferentiableAdam,
-    AdamW: _DifferentiableAdamW,
-    RMSprop: _DifferentiableRMSprop,
-    Adagrad: DifferentiableAdagrad,
-    Adadelta: DifferentiableAdadelta,
-}
+                    group["params"][i] = step(p, grad, state, group)
 
 
 def differentiable(optimizer: Optimizer) -> type[Any]:
-    """Return the class of differentiable optimizers that takes the same steps."""
-    return DIFFERENTIABLE[type(optimizer)]
+    """Return a class of differentiable optimizers, for `higher`, that takes the same steps."""
+    step = STEPS[type(optimizer)]
+    return type("Unrolled", (_Unrolled,), {"take_step": staticmethod(step)})
 
 
-def next_parameter(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
-) -> Tensor:
-    """Return a parameter after the next step, as a function of its gradient only."""
-    if parameter.is_complex():
-        return _next_complex_parameter(optimizer, group, parameter, gradient)
-    state = _copy_state(optimizer, parameter)
-    return _next_value(optimizer, group, parameter, gradient, state)
+def batch_key(optimizer: Optimizer, parameter: Tensor) -> Hashable:
+    """Return a value that is equal for parameters of one group that may take a step together.
+
+    Their steps treat all entries alike, and their counters are equal.
+    """
+    state = optimizer.state.get(parameter, {})
+    scalars = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.ndim == 0}
+    together = type(optimizer) in ELEMENTWISE and not parameter.is_complex()
+    if not together or any(v.device.type != "cpu" for v in scalars.values()):
+        return id(parameter)
+    counters = [(k, float(v)) for k, v in scalars.items()]
+    others = [k for k, v in state.items() if k not in scalars and v is not None]
+    return (parameter.dtype, parameter.device, *counters, *others)
 
 
-def _next_complex_parameter(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor
+def next_parameters(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    *gradients: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return parameters of one group after the next step, as functions of their gradients only.
+
+    Several parameters are joined into one, because the time of small tensors is that of calls.
+    """
+    states = [_copy_state(optimizer, p) for p in parameters]
+    parameters = [local(p.detach()) for p in parameters]
+    if len(parameters) == 1:
+        return (_next_parameter(optimizer, group, parameters[0], gradients[0], states[0]),)
+    state = {name: _joined([state[name] for state in states]) for name in states[0]}
+    flat = _next_parameter(optimizer, group, _joined(parameters), _joined(gradients), state)
+    sizes = [p.numel() for p in parameters]
+    parts = torch.split(flat, sizes)
+    return tuple(part.view(p.shape) for part, p in zip(parts, parameters, strict=True))
+
+
+def _next_parameter(
+    optimizer: Optimizer, group: Mapping[str, Any], p: Tensor, gradient: Tensor, state: State
 ) -> Tensor:
     """Step as `torch.optim`, which treats the real and the imaginary part as two parameters."""
-    state = {name: _parts(value) for name, value in _copy_state(optimizer, parameter).items()}
-    parts = _next_value(optimizer, group, _parts(parameter), _parts(gradient), state)
-    return torch.view_as_complex(parts)
+    step = STEPS[type(optimizer)]
+    if not p.is_complex():
+        return step(p, gradient, state, group)
+    parts = {name: _parts(value) for name, value in state.items()}
+    return torch.view_as_complex(step(_parts(p), _parts(gradient), parts, group))
 
 
 def _parts(value: Any) -> Any:
@@ -181,27 +172,15 @@ def _parts(value: Any) -> Any:
     return torch.view_as_real(value) if is_complex else value
 
 
-def _next_value(
-    optimizer: Optimizer,
-    group: Mapping[str, Any],
-    parameter: Tensor,
-    gradient: Tensor,
-    state: State,
-) -> Tensor:
-    key = 0  # stands for the parameter, which `higher` would copy
-    stub = SimpleNamespace(param_groups=[{**group, "params": [key]}], state={})
-    twin = differentiable(optimizer)(stub, [key])
-    twin.state[0][0].update(state)
-    (updated,) = twin.step(
-        torch.zeros((), requires_grad=True),  # a loss, whose gradient the callback replaces
-        params=[parameter.detach()],
-        grad_callback=lambda _: [gradient],
-    )
-    return cast(Tensor, updated)
+def _joined(values: Sequence[Any]) -> Any:
+    """Concatenate tensors of entries. Of equal counters, return the first."""
+    if not isinstance(values[0], Tensor) or values[0].ndim == 0:
+        return values[0]
+    return torch.cat([value.reshape(-1) for value in values])
 
 
 def _copy_state(optimizer: Optimizer, parameter: Tensor) -> State:
-    """Return what the optimizer keeps for a parameter. `higher` changes counters: copy them."""
+    """Return what the optimizer keeps for a parameter. A registered step may change it."""
     entries = optimizer.state.get(parameter, {}).items()
-    state = {name: value for name, value in entries if value is not None}
+    state = {name: local(value) for name, value in entries if value is not None}
     return {k: v.clone() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in state.items()}

@@ -56,21 +56,30 @@ def tangents(
     value stays the same.
     """
     pairs = [(p, d) for p, d in zip(parameters, directions, strict=True) if d is not None]
-    student = {*parameters, *model.parameters()} - {*meta_parameters}
-    recorded = [p for p in student if p.requires_grad]
     with _one_at_a_time, ExitStack() as stack:
         for parameter, _ in pairs:
             stack.enter_context(preserve_version_counter(parameter))
         stack.enter_context(restoring(leave_forward_mode))
         enter_forward_mode()
         stack.enter_context(restoring(partial(set_tangents_enabled, True)))
-        stack.enter_context(restoring(partial(_set_requires_grad, recorded, True)))
-        _set_requires_grad(recorded, False)
+        stack.enter_context(untracked(parameters, model, meta_parameters))
         for parameter, direction in pairs:
             dual: Tensor = make_dual(parameter.detach(), direction)
             parameter.copy_(dual)
         torch.clear_autocast_cache()
         yield stack.enter_context(ForwardMode())
+
+
+@contextmanager
+def untracked(
+    parameters: Sequence[Tensor], model: nn.Module, meta_parameters: Sequence[Tensor]
+) -> Iterator[None]:
+    """Record the meta-parameters only in the graph, and none of the model's parameters."""
+    student = {*parameters, *model.parameters()} - {*meta_parameters}
+    recorded = [p for p in student if p.requires_grad]
+    with restoring(partial(_set_requires_grad, recorded, True)):
+        _set_requires_grad(recorded, False)
+        yield
 
 
 def _set_requires_grad(parameters: Iterable[Tensor], requires_grad: bool) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from msdlosses._torch import own_buffers
+from msdlosses._torch import is_compiled, own_buffers, replaced_compiled_call
 from msdlosses.meta._interrupts import restoring
 from msdlosses.meta._settings import SharedSetting
 
@@ -97,22 +98,38 @@ def _generator(device: torch.device) -> torch.Generator:
     return generator
 
 
+@dataclass
+class Start:
+    """The state that all passes of a step start from."""
+
+    keeper: StateKeeper
+    state: State
+    dtypes: set[torch.dtype]
+    """The types of the floating-point inputs of modules, and of autocast."""
+
+    def restore(self) -> None:
+        """Continue from this state, which a later pass may not change."""
+        self.keeper.restore(self.state.copy())
+
+
 @contextmanager
-def restored_afterwards(keeper: StateKeeper) -> Iterator[State]:
+def restored_afterwards(keeper: StateKeeper, compiled: nn.Module | None = None) -> Iterator[Start]:
     """Run passes that start from a copy of the current state, and restore it afterwards.
 
-    The passes are not compiled: compiled code has no second derivative, and draws other random
-    numbers for dropout.
+    The passes are not compiled, except for the modules inside `compiled`: compiled code has no
+    second derivative, and draws other random numbers for dropout.
     """
-    before = keeper.save()
+    start = Start(keeper, keeper.save(), set())
+    observer = _Observer(start)
     with (
-        restoring(partial(keeper.restore, before)),
+        restoring(partial(keeper.restore, start.state)),
         torch.enable_grad(),
         uncompiled(),
-        _including_others(keeper, before),
+        observer.active(),
+        nullcontext() if compiled is None else _compiled_inside(compiled, observer),
     ):
-        keeper.restore(before.copy())
-        yield before
+        start.restore()
+        yield start
 
 
 @SharedSetting
@@ -121,19 +138,83 @@ def uncompiled() -> AbstractContextManager[None]:
     return stance
 
 
+class _Observer:
+    """Sees the calls of all modules.
+
+    It keeps the buffers of other modules that the losses call, such as a projection or a teacher,
+    and notes types.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._thread = get_ident()  # hooks on all modules also run in other threads
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if get_ident() != self._thread:
+            return
+        keeper = self._start.keeper
+        if module not in keeper.modules:
+            keeper.include(module, self._start.state)
+        if torch.is_grad_enabled():  # not in a teacher
+            self._start.dtypes.update(*(_types(x) for x in args if isinstance(x, Tensor)))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Observe the calls in this context."""
+        _ignore_warning_about_hooks()
+        self._handle = register_module_forward_pre_hook(self)
+        with restoring(self._stop):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not observe the calls in this context."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self._handle = register_module_forward_pre_hook(self)
+
+    def _stop(self) -> None:
+        self._handle.remove()
+
+
+def _types(value: Tensor) -> Iterator[torch.dtype]:
+    if torch.is_autocast_enabled(value.device.type):
+        yield torch.get_autocast_dtype(value.device.type)
+    if value.is_floating_point() or value.is_complex():
+        yield value.dtype
+
+
 @contextmanager
-def _including_others(keeper: StateKeeper, before: State) -> Iterator[None]:
-    """Keep the buffers of other modules that the losses call, such as a projection or a teacher."""
-    thread = get_ident()  # hooks on all modules also run in other threads
+def _compiled_inside(model: nn.Module, observer: _Observer) -> Iterator[None]:
+    """Run the compiled parts of a model compiled, without hooks that would break their graphs."""
 
-    def include(module: nn.Module, args: object) -> None:
-        if module not in keeper.modules and get_ident() == thread:
-            keeper.include(module, before)
+    def as_compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            observer(model, args)
+            with torch.compiler.set_stance("default"), observer.paused():
+                return call(*args, **kwargs)
 
-    _ignore_warning_about_hooks()
-    handle = register_module_forward_pre_hook(include)
-    with restoring(handle.remove):
+        return run
+
+    with ExitStack() as stack:
+        for module in _outermost_compiled(model):
+            stack.enter_context(replaced_compiled_call(module, as_compiled))
         yield
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Return whether calls of a model run compiled code anywhere."""
+    return any(True for _ in _outermost_compiled(model))
+
+
+def _outermost_compiled(module: nn.Module) -> Iterator[nn.Module]:
+    if is_compiled(module):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost_compiled(child)
 
 
 def _ignore_warning_about_hooks() -> None:

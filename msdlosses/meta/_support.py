@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -26,9 +27,10 @@ from msdlosses._torch import (
     unwrap_compiled,
 )
 from msdlosses.meta._lookahead import parameters_of, trainable
-from msdlosses.meta._optimizers import DIFFERENTIABLE
+from msdlosses.meta._optimizers import STEPS
+from msdlosses.meta._sharding import is_sharded
 
-ENGINES = ("auto", "forward", "double-backward", "higher")
+ENGINES = ("auto", "forward", "double-backward", "difference", "higher")
 UNROLLING = ("auto", "higher")
 WRAPPERS = (DistributedDataParallel, nn.DataParallel)
 
@@ -44,10 +46,12 @@ def unwrap(student: nn.Module) -> tuple[nn.Module, DistributedDataParallel | Non
     return student, None
 
 
-def check_problem(student: nn.Module, optimizer: Optimizer, weighting: nn.Module) -> None:
+def check_problem(
+    student: nn.Module, optimizer: Optimizer, weighting: nn.Module, engine: str
+) -> None:
     """Check what `MetaLearner` and `meta_gradient` differentiate."""
-    check_student(student)
-    check_optimizer(optimizer)
+    check_student(student, engine)
+    check_optimizer(optimizer, engine)
     check_type("weighting", weighting, nn.Module, "a module")
     check_that("`weighting` to have parameters to learn", trainable(weighting))
     what, advice = "no parameters of `weighting` in `optimizer`", "They would minimize `inner`."
@@ -63,7 +67,7 @@ def check_engine(engine: str, steps: int, max_norm: float | None) -> None:
         check_number("max_norm", max_norm, "(0, inf)")
 
 
-def check_student(student: nn.Module) -> None:
+def check_student(student: nn.Module, engine: str = "auto") -> None:
     """Check for a module with plain parameters and without hooks on its gradients."""
     check_type("student", student, nn.Module, "a module")
     bare, _ = unwrap(student)
@@ -71,10 +75,18 @@ def check_student(student: nn.Module) -> None:
     _check_none("DistributedDataParallel around the whole student", wrapped, TypeError)
     _check_none("`student` without hooks on gradients, which are not seen", backward_hooks(bare))
     trained = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
-    sharded = [name for name, p in trained if type(p.data) is not Tensor]
-    _check_none("trained parameters that are plain tensors, not sharded", sharded, TypeError)
+    others = [name for name, p in trained if not _is_supported(p, engine)]
+    what = f"trained parameters that are plain tensors, for engine={engine!r}"
+    _check_none(what, others, TypeError)
     what = "embeddings with neither `max_norm` nor `scale_grad_by_freq`"
     _check_none(what, (name for name, m in bare.named_modules() if _rescales(m)))
+
+
+def _is_supported(parameter: Tensor, engine: str) -> bool:
+    """Return whether an engine can move a parameter: a plain tensor, or for differences a shard."""
+    if is_sharded(parameter):
+        return engine in ("auto", "difference")
+    return type(parameter.data) is Tensor
 
 
 def _rescales(module: nn.Module) -> bool:
@@ -84,16 +96,27 @@ def _rescales(module: nn.Module) -> bool:
     return module.scale_grad_by_freq or module.max_norm is not None
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
+def check_optimizer(optimizer: Optimizer, engine: str = "auto") -> None:
     """Check for an optimizer whose step is known as a differentiable function."""
-    names = join_names(f"torch.optim.{kind.__name__}" for kind in DIFFERENTIABLE)
-    known, got = type(optimizer) in DIFFERENTIABLE, describe(optimizer)
+    names = join_names(f"torch.optim.{kind.__name__}" for kind in STEPS)
+    known, got = type(optimizer) in STEPS, describe(optimizer)
     check_that(f"`optimizer` to be one of {names}", known, got, error=TypeError)
     what = "`optimizer` without hooks, which the look-ahead cannot see"
     check_that(what, not has_step_hooks(optimizer), "some")
-    sharded = any(p.requires_grad and type(p.data) is not Tensor for p in parameters_of(optimizer))
-    what = "plain tensors in `optimizer`, not sharded ones"
-    check_that(what, not sharded, "others", error=TypeError)
+    trained = [p for p in parameters_of(optimizer) if p.requires_grad]
+    plain = all(_is_supported(p, engine) for p in trained)
+    check_that(
+        f"plain tensors in `optimizer`, for engine={engine!r}", plain, "others", error=TypeError
+    )
+
+
+def check_precision(optimizer: Optimizer) -> None:
+    """Check for parameters that a difference can move: their rounding error must be small."""
+    dtypes = {p.dtype for p in parameters_of(optimizer) if p.requires_grad}
+    half = [dtype for dtype in dtypes if torch.finfo(dtype).bits < 32]
+    what = "parameters in float32 or float64 for engine='difference'"
+    advice = "Keep the parameters in float32, and use `torch.autocast`."
+    check_that(what, not half, join_names(half), advice, error=TypeError)
 
 
 def check_weighting_optimizer(optimizer: Optimizer, weighting: nn.Module) -> None:

@@ -12,7 +12,7 @@ from msdlosses.meta._kernels import differentiable_kernels
 from msdlosses.meta._lookahead import LookAhead, MetaGradient, no_path, zeros_for_none
 from msdlosses.meta._losses import Losses
 from msdlosses.meta._optimizers import differentiable, monkeypatch
-from msdlosses.meta._state import State, StateKeeper, restored_afterwards
+from msdlosses.meta._state import Start, StateKeeper, restored_afterwards
 from msdlosses.meta._step import as_optimizer_uses
 
 
@@ -21,7 +21,7 @@ def unrolled_gradient(ahead: LookAhead, steps: int) -> MetaGradient:
     parameters = list(ahead.model.parameters())
     keeper = StateKeeper(ahead.model, ahead.weighting)
     with (
-        restored_afterwards(keeper) as before,
+        restored_afterwards(keeper) as start,
         differentiable_kernels(ahead.model),
         ahead.watched_hooks(),
     ):
@@ -39,17 +39,16 @@ def unrolled_gradient(ahead: LookAhead, steps: int) -> MetaGradient:
         outer_loss = _sum(ahead.outer, model, parameters)
         found = torch.autograd.grad(outer_loss, ahead.meta_parameters, allow_unused=True)
         if ahead.verify:
-            _verify(ahead, keeper, before)
+            _verify(ahead, start)
     gradients = zeros_for_none(found, ahead.meta_parameters)
     return MetaGradient(inner_losses[0].detach(), outer_loss.detach(), gradients, "higher")
 
 
-def _verify(ahead: LookAhead, keeper: StateKeeper, before: State) -> None:
+def _verify(ahead: LookAhead, start: Start) -> None:
     """Check the gradients of the first step, on the student itself."""
-    keeper.restore(before.copy())
+    start.restore()
     _, gradients = ahead.evaluate(ahead.inner, ahead.parameters)
-    keeper.restore(before.copy())
-    flag = contradicts_gradients(ahead, gradients)
+    flag = contradicts_gradients(ahead, gradients, start)
     if flag is not None:
         ahead.alarm.watch(flag)
 

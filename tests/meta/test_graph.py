@@ -102,7 +102,22 @@ def test_rejects_a_function_that_breaks_the_graph(function: type[Function]) -> N
     with pytest.raises(NotImplementedError, match=f"backward of {function.__name__} is not"):
         task.gradient(student, optimizer, "double-backward")
     with pytest.raises(NotImplementedError, match=r"'forward' can differentiate, got .*jvp"):
-        task.gradient(student, optimizer)
+        task.gradient(student, optimizer, "forward")
+
+
+@pytest.mark.parametrize("function", [KernelCube, OnceCube])
+def test_auto_falls_back_to_differences_and_warns_once(function: type[Function]) -> None:
+    student, task = Student(mlp(Apply(function))), Task()
+    optimizer = SGD(student.parameters(), LR)
+    learner = task.learner(student, optimizer)
+    message = f"got .*backward of {function.__name__} is not.* Used engine='difference'"
+    with pytest.warns(UserWarning, match=message):
+        step = learner.step(task.inner, task.outer)
+    assert step.engine == "difference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert learner.step(task.inner, task.outer).engine == "difference"
+    assert_matches_differences(student, optimizer, task, ["difference"])
 
 
 class ReentrantCheckpoint(nn.Module):

@@ -17,7 +17,18 @@ from lookahead import (
 )
 from students import STUDENTS
 from torch import nn
-from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -52,6 +63,16 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "Adadelta": (Adadelta, {"eps": 1e-2}),
     "Adadelta, options": (Adadelta, {"eps": 1e-2, "rho": 0.5, "weight_decay": 0.1,
                                      "maximize": True}),
+    "NAdam": (NAdam, {"eps": 1e-2}),
+    "NAdam, weight decay": (NAdam, {"eps": 1e-2, "weight_decay": 0.1, "momentum_decay": 0.1}),
+    "NAdam, decoupled": (NAdam, {"eps": 1e-2, "weight_decay": 0.1, "maximize": True,
+                                 "decoupled_weight_decay": True}),
+    "RAdam": (RAdam, {"eps": 1e-2}),
+    "RAdam, rectified": (RAdam, {"eps": 1e-2, "betas": (0.5, 0.9), "weight_decay": 0.1}),
+    "RAdam, decoupled": (RAdam, {"eps": 1e-2, "betas": (0.5, 0.9), "weight_decay": 0.1,
+                                 "decoupled_weight_decay": True, "maximize": True}),
+    "Adamax": (Adamax, {"eps": 1e-2}),
+    "Adamax, options": (Adamax, {"eps": 1e-2, "weight_decay": 0.1, "maximize": True}),
 }  # fmt: skip
 
 

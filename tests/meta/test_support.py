@@ -9,7 +9,7 @@ import pytest
 import torch
 from lookahead import LR, SAMPLES, FreeWeights, Student, Task, mlp
 from torch import nn
-from torch.optim import SGD, Adam, NAdam
+from torch.optim import SGD, Adam, Rprop
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -79,8 +79,8 @@ ARGUMENTS: dict[str, Case] = {
                           TypeError, "`student` to be a module, got function"),
     "optimizer, str": (lambda: make_with_optimizer(lambda student: "SGD"), TypeError,
                        "`optimizer` to be one of `torch.optim.SGD`, `torch.optim.Adam`, .*got str"),
-    "optimizer, NAdam": (lambda: make_with_optimizer(lambda student: NAdam(student.parameters())),
-                         TypeError, "`optimizer` to be one of .* got NAdam"),
+    "optimizer, Rprop": (lambda: make_with_optimizer(lambda student: Rprop(student.parameters())),
+                         TypeError, "`optimizer` to be one of .* got Rprop"),
     "optimizer, subclass": (lambda: make_with_optimizer(own_sgd), TypeError,
                             "`optimizer` to be one of .* got OwnSGD"),
     "optimizer, step pre-hook": (lambda: make_with_optimizer(hooked_sgd("register_step_pre_hook")),
@@ -104,7 +104,8 @@ ARGUMENTS: dict[str, Case] = {
                                     ValueError, "`weighting_optimizer` to hold parameters of "
                                     "`weighting`, got others"),
     "engine": (lambda: make(engine="exact"), ValueError,
-               "`engine` to be one of `auto`, `forward`, `double-backward`, `higher`, got 'exact'"),
+               "`engine` to be one of `auto`, `forward`, `double-backward`, "
+               "`difference`, `higher`, got 'exact'"),
     "mode": (lambda: make(mode="offline"), ValueError,
              "`mode` to be one of `online`, `lookahead`, got 'offline'"),
     "update_every, 0": (lambda: make(update_every=0), ValueError,
