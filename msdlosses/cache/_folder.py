@@ -72,7 +72,7 @@ class BuildFolder:
         if earlier and same and request["fingerprint"] is not None:
             _check_views(self.folder, earlier["definition"], views)
             parts = [*read_parts(self.folder, earlier["mark"])]
-            if not parts or heads_are_intact(self.folder, parts[0].layout):
+            if parts and heads_are_intact(self.folder, parts[0].layout):
                 return _resume(parts, earlier["mark"])
         return self._start(views, lock)
 
@@ -97,6 +97,8 @@ class BuildFolder:
         for part in parts:
             what, got = "logits of the same shapes and heads in all processes", part.layout.shapes
             check_that(f"{what}, {layout.shapes}", part.layout == layout, got)
+        if not heads_are_intact(self.folder, layout):
+            raise OSError(_damaged(f"each head in {self.folder}"))
         shards = {part.path.name: part.count for part in parts}
         starts = np.cumsum([0, *shards.values()])[:-1]
         places = [start + part.places for start, part in zip(starts, parts, strict=True)]
@@ -143,9 +145,9 @@ def _check_folder(folder: Path) -> None:
 def _resume(parts: Sequence[Part], mark: str) -> Progress:
     for part in parts:
         part.truncate()
-    rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
+    rows = np.concatenate([part.rows for part in parts])
     counts = {part.path.name: part.count for part in parts}
-    return Progress(mark, parts[0].layout if parts else None, np.unique(rows), counts)
+    return Progress(mark, parts[0].layout, np.unique(rows), counts)
 
 
 def _check_views(folder: Path, earlier: Mapping[str, str], views: Mapping[str, str]) -> None:
@@ -158,6 +160,10 @@ def _check_views(folder: Path, earlier: Mapping[str, str], views: Mapping[str, s
 def _intact(path: Path, part: Part | None, count: int) -> Part:
     """Return a shard, in which all records must be as they were written."""
     if part is None or part.count != count or path.stat().st_size != part.size:
-        advice = "Build again with the same fingerprint, which resumes the build."
-        raise OSError(expected(f"{path} as it was written", "a damaged file or none", advice))
+        raise OSError(_damaged(str(path)))
     return part
+
+
+def _damaged(what: str) -> str:
+    advice = "Build again with the same fingerprint, which resumes the build."
+    return expected(f"{what} as it was written", "a damaged file or none", advice)

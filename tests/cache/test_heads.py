@@ -247,6 +247,29 @@ def test_resumed_build_starts_again_if_its_head_is_damaged(damaged: bool, tmp_pa
     torch.testing.assert_close(cache[[0, 9]]["full"].weight, model.lm_head.weight)
 
 
+def test_head_that_is_damaged_during_the_build(tmp_path: Path) -> None:
+    model, batches = Decoder(), [{**make_batch(), "index": torch.arange(4) + 4 * i} for i in (0, 1)]
+
+    def loader() -> Any:
+        yield from batches
+        flip(next(tmp_path.glob("*.head")), -1)
+
+    with pytest.raises(OSError, match=r"each head in .* as it was written"):
+        TeacherCache.build(model, views_of(model), loader(), tmp_path, fingerprint="1")
+    assert len(build(model, tmp_path, *batches, fingerprint="1")) == 8
+
+
+def test_head_without_records_does_not_disturb_the_next_build(tmp_path: Path) -> None:
+    """The process ended before the first records were written."""
+    model, batch = Decoder(), {**make_batch(), "index": torch.arange(4)}
+    with pytest.raises(TypeError):
+        build(model, tmp_path, batch, 3, fingerprint="1")
+    next(tmp_path.glob("*.head"))
+    model.lm_head.weight.data += 1
+    cache = build(model, tmp_path, batch, fingerprint="1")
+    assert torch.equal(cache[0]["full"].weight, model.lm_head.weight)
+
+
 def test_resumed_build_of_another_head_is_refused(tmp_path: Path) -> None:
     batches = [{**make_batch(), "index": torch.arange(4) + 4 * i} for i in range(3)]
     with pytest.raises(TypeError):
