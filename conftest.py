@@ -42,7 +42,8 @@ class Page(pytest.File):
     """A page with code blocks."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        yield CodeBlocks.from_parent(self, name="code blocks")
+        if pages.code(self.path.read_text()).strip():
+            yield CodeBlocks.from_parent(self, name="code blocks")
 
 
 class CodeBlocks(pytest.Item):
@@ -62,8 +63,7 @@ class CodeBlocks(pytest.Item):
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """Collect docstrings and pages."""
-    is_page = file_path.suffix == ".md" or file_path.name == "llms.txt"
-    if is_page and pages.code(file_path.read_text()).strip():
+    if file_path.suffix == ".md" or file_path.name == "llms.txt":
         return Page.from_parent(parent, path=file_path)
     return docstrings(file_path, parent)
 
@@ -72,6 +72,6 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need other packages, and ignore warnings of those packages."""
     for item in items:
-        if item.path.parent.name in ("clients", "integration") or item.path.stem == "generative":
+        if item.path.parent.name == "integration" or pages.needs_other_packages(item.path):
             item.add_marker("clients")
             item.add_marker(pytest.mark.filterwarnings("ignore", "error:::msdlosses"))

@@ -15,8 +15,6 @@ OUTPUT = re.compile(
     r"^```python\n(?:(?!^```).)*^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 CHECK = re.compile(r"^<!-- check\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
-# These pages have no setup of their own yet.
-BORROWING = ("performance.md", "learned-weights.md", "meta-learner.md")
 
 
 def code(page: str) -> str:
@@ -38,15 +36,20 @@ def shown_output(page: str) -> str:
     return "".join(OUTPUT.findall(page))
 
 
+def needs_other_packages(path: Path) -> bool:
+    """Return whether the code of a page needs the packages of the group `clients`."""
+    return path.parent.name == "clients" or path.stem == "generative"
+
+
 def run(path: Path) -> str:
     """Run the code of a page in a fresh interpreter, and return what it prints."""
     page = path.read_text()
-    before = borrowed_setup() if path.name in BORROWING else ""
+    warnings = "default" if needs_other_packages(path) else "error::UserWarning"
     with TemporaryDirectory() as folder:
         script = Path(folder, f"page_{path.stem}.py")  # `logging.py` would hide a module
-        script.write_text(f"{before}{code(page)}\n{checks(page)}")
+        script.write_text(f"{code(page)}\n{checks(page)}")
         result = subprocess.run(
-            [sys.executable, script.name],
+            [sys.executable, "-W", warnings, script.name],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -55,11 +58,3 @@ def run(path: Path) -> str:
         )
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-def borrowed_setup() -> str:
-    """Return the setup of the README, and samples made of its first batch."""
-    readme = (ROOT / "README.md").read_text()
-    setup = BLOCK.findall(readme[readme.index("<details>") : readme.index("</details>")])
-    samples = "{name: entry[i] for name, entry in indexed_loader[0][0].items()}"
-    return f"{''.join(setup)}\nsamples = [{samples} for i in range(N)]\n"
