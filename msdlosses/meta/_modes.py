@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import sys
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from msdlosses._torch import set_grad_enabled, set_tangents_enabled
 
 Hook = Callable[[Tensor], Tensor | None]
+Line = tuple[CodeType, int]
 
 
 class ForwardMode(TorchFunctionMode):
@@ -45,19 +48,23 @@ class ForwardMode(TorchFunctionMode):
 
 
 class HeldConstants(TorchFunctionMode):
-    """Makes `detach` return the same values in each pass, as a gradient sees them."""
+    """Makes `detach` return the same values in each pass, as a gradient sees them.
+
+    The calls of a line of code are held in their order. Lines that only a pass without gradients
+    runs, such as the plain formula of a loss with a closed form, return their own values.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.incomplete = False
         """Whether a pass computed numbers where gradients are disabled, which are not held."""
         self._disabled = False
-        self._values: list[Tensor] = []
-        self._next: int | None = None
+        self._values: dict[Line, list[Tensor | None]] = {}
+        self._left: dict[Line, deque[Tensor | None]] | None = None
 
     def rewind(self) -> None:
         """Return the values of the first pass from now on."""
-        self._next = 0
+        self._left = {line: deque(values) for line, values in self._values.items()}
 
     def __torch_function__(
         self,
@@ -72,18 +79,20 @@ class HeldConstants(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         if function is Tensor.detach:
-            return self._held(result)
+            caller = sys._getframe(1)
+            return self._held((caller.f_code, caller.f_lineno), args[0], result)
         if self._disabled and result.is_floating_point():
             self.incomplete |= all(result is not arg for arg in args)  # and not in place
         return result
 
-    def _held(self, value: Tensor) -> Tensor:
-        if self._next is None:
-            self._values.append(value.clone())
+    def _held(self, line: Line, source: Tensor, value: Tensor) -> Tensor:
+        if self._left is None:
+            moves = source.requires_grad  # by the student's parameters
+            self._values.setdefault(line, []).append(value.clone() if moves else None)
             return value
-        self._next += 1
-        held = self._values[self._next - 1 : self._next]
-        return held[0].clone() if held and held[0].shape == value.shape else value
+        left = self._left.get(line)
+        held = left.popleft() if left else None
+        return value if held is None or held.shape != value.shape else held.clone()
 
 
 class WatchedHooks(TorchFunctionMode):
