@@ -28,7 +28,7 @@ from msdlosses.plot import COLORS
 
 PICTURES = {"views": "docs/views.png", "cost": "docs/cost.png"}  # of a result's first group
 DOCS = ("performance", "learned-weights", "study", "study-tables")
-PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in DOCS))
+PAGES = tuple(Path("docs", f"{name}.md") for name in DOCS)
 TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "corrupted": corrupted.text
 }  # others: measure

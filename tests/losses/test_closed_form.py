@@ -275,3 +275,17 @@ def test_subclass_with_another_divergence_does_not_inherit_the_derivative(
 def test_case_for_each_loss_of_the_family_is_in_the_laws() -> None:
     kinds = {type(case.make()) for case in laws.LOSSES}
     assert {type(make()) for make in FAMILY.values()} <= kinds
+
+
+def test_tangents_of_the_upstream_gradient() -> None:
+    """Forward over reverse, where a graph of the gradient is kept as well."""
+    student, teacher = torch.randn(2, 4, 5, dtype=torch.float64)
+    student.requires_grad_()
+    upstream, tangent = torch.randn(2, 4, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(upstream, tangent)
+        values = KDLoss(2.0, reduction="none")(student, teacher)
+        (gradient,) = torch.autograd.grad(values, student, dual, create_graph=True)
+        moved = forward_ad.unpack_dual(gradient).tangent
+    values = KDLoss(2.0, reduction="none")(student, teacher)
+    assert_close(moved, torch.autograd.grad(values, student, tangent)[0])

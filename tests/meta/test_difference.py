@@ -282,3 +282,34 @@ def test_exact_engines_estimate_no_error() -> None:
     student, task = Student(mlp()), Task()
     learner = task.learner(student, SGD(student.parameters(), LR))
     assert learner.step(task.inner, task.outer).error is None
+
+
+def test_weighting_may_return_other_values_too() -> None:
+    """Values that are not tensors, and tensors without a gradient, are replayed as they are."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self) -> tuple[Tensor, Tensor, str]:
+            return self.weight, torch.tensor(3.0, dtype=torch.float64), "weights"
+
+    student, weighting = nn.Linear(3, 2).double(), Wrapped()
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def inner(model: nn.Module) -> Tensor:
+        learned, fixed, name = weighting()
+        assert name == "weights"
+        return learned * model(x).square().mean() + fixed * model(x).mean()
+
+    def outer(model: nn.Module) -> Tensor:
+        return model(x).pow(4).mean()
+
+    gradients = [
+        meta_gradient(
+            inner, outer, student, SGD(student.parameters(), 0.1), weighting, engine=engine
+        )[0]
+        for engine in ("difference", "double-backward")
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)

@@ -24,6 +24,7 @@ from msdlosses import WeightNet
 STEPS = 4
 CASES: dict[str, dict[str, Any]] = {
     "SGD": {},
+    "auto": {"engine": "auto"},
     "AdamW": {"adamw": True},
     "lookahead": {"mode": "lookahead"},
     "max_norm": {"max_norm": 0.05, "adamw": True},
@@ -39,6 +40,7 @@ def train(
     adamw: bool = False,
     weight_net: bool = False,
     mixed: bool = False,
+    engine: str = "difference",
     **options: Any,
 ) -> dict[str, Tensor]:
     """Train on the samples of one process, or on all of them if `rank` is None."""
@@ -54,7 +56,7 @@ def train(
             fully_shard(layer, mesh=mesh, **shard)
     parameters = student.parameters()
     optimizer = AdamW(parameters, 0.01, eps=1e-2) if adamw else SGD(parameters, LR / 5, 0.9)
-    learner = task.learner(student, optimizer, engine="difference", **options)
+    learner = task.learner(student, optimizer, engine=engine, **options)
     samples = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
 
     def inner(model: nn.Module) -> Tensor:
