@@ -89,7 +89,7 @@ def contradicts(
     size = norm((d for d, _ in pairs), shards) * norm((g for _, g in pairs), shards)
     rounding = max(rounding, derivative.rounding)
     if value.device.type != "cpu":
-        rounding = max(rounding, TENSOR_FLOAT_32)
+        rounding = max(rounding, TENSOR_FLOAT_32)  # pragma: no cover - needs a GPU
     error, limits = (value - dot(pairs, shards).to(value)).abs(), torch.finfo(value.dtype)
     allowed = min(ROUNDINGS * rounding, LOOSEST) * size.to(value) + limits.tiny / limits.eps
     return (error > allowed + derivative.noise) & error.isfinite()

@@ -154,7 +154,7 @@ def _automatic_gradient(ahead: LookAhead) -> MetaGradient:
         return _gradient_by(ahead, preferred)
     except MissingDerivativeError as error:
         missing = error
-    for engine in others:
+    for engine in others:  # pragma: no branch - differences need no derivative
         with suppress(MissingDerivativeError):
             result = replace(_gradient_by(ahead, engine), fell_back=True)
             break

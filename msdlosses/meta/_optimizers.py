@@ -54,7 +54,7 @@ ELEMENTWISE: dict[type[Optimizer], Step] = {
 
 STEPS: dict[type[Optimizer], Step] = dict(ELEMENTWISE)
 
-if hasattr(torch.optim, "Muon"):
+if hasattr(torch.optim, "Muon"):  # pragma: no branch - since torch 2.9
     STEPS[torch.optim.Muon] = _algebra.muon
 
 

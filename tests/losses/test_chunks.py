@@ -322,3 +322,21 @@ def test_some_losses_have_no_chunk_size(loss: type[DistillationLoss]) -> None:
 
 def test_repr_shows_chunk_size() -> None:
     assert "chunk_size=2" in repr(KDLoss(chunk_size=2))
+
+
+def test_loss_that_does_not_depend_on_the_student() -> None:
+    class TeacherLoss(LogitMSELoss):
+        def per_sample(
+            self,
+            student: Tensor,
+            teacher: Tensor,
+            target: Tensor | None = None,
+            *,
+            valid: Tensor | None = None,
+        ) -> Tensor:
+            return teacher.square().sum(-1)
+
+    student, teacher = make_logits(5, 4)
+    value = TeacherLoss(chunk_size=2)(student, teacher)
+    assert_close(value, teacher.square().sum(-1).mean())
+    assert not grad(value, student)[0].any()

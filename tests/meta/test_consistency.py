@@ -254,6 +254,20 @@ def test_function_that_works_in_place_is_not_compared() -> None:
     assert_matches_differences(student, optimizer, task, ["double-backward"])
 
 
+@double
+def test_functions_are_not_compared_if_the_loss_computes_without_gradients() -> None:
+    """The values without a gradient would move with the parameters in a difference."""
+
+    def scaled(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.abs().mean() + 1
+        return two_inputs(NotSwapped)(x) / scale
+
+    student, task = Student(mlp(Body(scaled))), Task()
+    optimizer = SGD(student.parameters(), LR)
+    task.gradient(student, optimizer, "double-backward")
+
+
 def test_functions_are_not_compared_in_half_precision() -> None:
     student, task = Student(mlp(Body(swapped_in_half))), Task()
     with torch.autocast("cpu", torch.bfloat16):

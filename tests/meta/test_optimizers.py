@@ -30,6 +30,8 @@ from torch.optim import (
     RMSprop,
 )
 
+from msdlosses.meta import _algebra
+
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
@@ -141,3 +143,19 @@ def test_clipping_ignores_parameters_outside_the_optimizer() -> None:
     student, task = Student(mlp()), Task()
     optimizer = SGD(student.body[3].parameters(), LR)
     assert_matches_differences(student, optimizer, task, ENGINES, max_norm=0.1)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_rectified_adam_agrees_with_torch_over_many_steps(as_tensor: bool) -> None:
+    """The step is rectified once the variance is known well enough, after about five steps."""
+    parameter = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
+    optimizer = RAdam([parameter], lr=0.1)
+    moved, state = parameter.detach().clone(), dict[str, Any]()
+    for step in range(12):
+        gradient = torch.randn(3, 2, dtype=torch.float64)
+        if as_tensor and step:
+            state["step"] = torch.tensor(float(step))
+        moved = _algebra.radam(moved, gradient, state, optimizer.param_groups[0])
+        parameter.grad = gradient
+        optimizer.step()
+        torch.testing.assert_close(moved, parameter.detach())

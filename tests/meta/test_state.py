@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from msdlosses import MetaLearner
+from msdlosses.meta import _step
 from msdlosses.meta._state import StateKeeper
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -131,3 +132,11 @@ def test_random_states_of_other_devices_are_restored(monkeypatch: pytest.MonkeyP
     expected = torch.rand(3, generator=generator)
     keeper.restore(state)
     assert torch.equal(torch.rand(3, generator=generator), expected)
+
+
+def test_parameters_are_split_into_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_step, "LARGEST_CHUNK", 10)
+    parameters = [torch.empty(size) for size in (4, 5, 6, 20, 1)]
+    chunks = [*_step._split(range(5), parameters)]
+    assert chunks == [[0, 1], [2], [3], [4]]
+    assert [*_step._split([], parameters)] == []
