@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType
-from typing import Any
+from inspect import currentframe
+from types import CodeType, FrameType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class HeldConstants(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         if function is Tensor.detach:
-            caller = sys._getframe(1)
+            caller = cast(FrameType, cast(FrameType, currentframe()).f_back)
             return self._held((caller.f_code, caller.f_lineno), args[0], result)
         if self._disabled and result.is_floating_point():
             self.incomplete |= all(result is not arg for arg in args)  # and not in place
