@@ -72,7 +72,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need other packages, and ignore warnings of those packages."""
     for item in items:
-        if item.path.name in VARYING:
+        if isinstance(item, CodeBlocks) and item.path.name != "README.md":
             item.add_marker("slow")
         if item.path.parent.name == "integration" or pages.needs_other_packages(item.path):
             item.add_marker("clients")
