@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any, ParamSpec, Self, TypeVar, cast
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +58,16 @@ def in_forward_mode() -> bool:
     return level >= 0
 
 
+@cache
+def _load_forward_formulas() -> None:
+    """Load what PyTorch loads in the first use of forward mode, with a warning about itself."""
+    with catch_warnings():
+        simplefilter("ignore")
+        import_module("torch._decomp.decompositions_for_jvp")
+
+
 def enter_forward_mode() -> None:
+    _load_forward_formulas()
     cast(Any, forward_ad).enter_dual_level()
 
 
