@@ -67,7 +67,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 def main(path: Path) -> None:
     torch.set_num_threads(1)
-    train(path, kill_at=12)
+    train(path, kill_at=16)
 
 
 if __name__ == "__main__":
