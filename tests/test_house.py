@@ -14,7 +14,7 @@ from house import PACKAGE, measure
 # Files and folders of the package may import from earlier lines, and from themselves.
 LAYERS = [
     {"_masks", "_torch"},
-    {"_views"},
+    {"_reduce", "_views"},
     {"_checks"},
     {"_batches", "_fitted", "_linear"},
     {"_formulas"},

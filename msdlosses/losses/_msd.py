@@ -134,8 +134,7 @@ class MSDLoss(nn.Module):
         """Return the unweighted terms: (N, K), with the student's views as the last axis.
 
         The arguments are those of `forward`. The term of a sequence is the mean over its valid
-        positions. An invalid entry is 0, whatever its logits are, and
-        gets no gradient.
+        positions. An invalid entry is 0, whatever its logits are, and gets no gradient.
         """
         criteria = self._criteria(student)
         masks = self._valid_masks(criteria, student, teacher, target, valid)

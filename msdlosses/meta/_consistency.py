@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from msdlosses._formulas.logits import upcast
 from msdlosses.meta._central import CentralDifference
 from msdlosses.meta._forward import Derivative, differentiate_along
 from msdlosses.meta._lookahead import Gradients, LookAhead
-from msdlosses.meta._norms import dot, norm, upcast
+from msdlosses.meta._norms import dot, norm
 from msdlosses.meta._replay import Replay
 from msdlosses.meta._sharding import Group, local, sum_of_shards
 from msdlosses.meta._state import Start

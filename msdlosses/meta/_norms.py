@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from msdlosses._formulas.logits import upcast
 from msdlosses.meta._sharding import Group, sum_of_shards
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -29,11 +30,6 @@ def coarsest(dtypes: Iterable[torch.dtype]) -> float:
     """Return the largest relative rounding error of floating-point types."""
     floating = (d for d in dtypes if d.is_floating_point or d.is_complex)
     return max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """Upcast half precision."""
-    return tensor if torch.finfo(tensor.dtype).bits >= 32 else tensor.float()
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from msdlosses._checks import check_that
-from msdlosses._torch import apply_function
+from msdlosses._reduce import all_reduce_sum
 from msdlosses.meta._interrupts import restoring
 
 Group = distributed.ProcessGroup
@@ -79,26 +79,6 @@ def _set_gradients(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]
         tensor.grad = gradient
 
 
-class _SumOfShards(torch.autograd.Function):
-    """A sum over processes. Each of them uses it, so its gradient is a sum as well."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        total = value.clone()
-        distributed.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].clone()
-        distributed.all_reduce(total, group=ctx.group)
-        return total, None
-
-
 def sum_of_shards(value: Tensor, group: Group | None) -> Tensor:
     """Return a differentiable sum over the processes that hold shards."""
-    if group is None:
-        return value
-    total: Tensor = apply_function(_SumOfShards, value, group)
-    return total
+    return value if group is None else all_reduce_sum(value, group)

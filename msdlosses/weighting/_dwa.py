@@ -11,9 +11,9 @@ from torch import Tensor
 from msdlosses._checks import check_names, check_number
 from msdlosses._linear import Logits
 from msdlosses._masks import any_position
+from msdlosses._reduce import all_reduce_sum
 from msdlosses._torch import Float32Buffers
 from msdlosses.weighting._base import Weighting, reorder
-from msdlosses.weighting._reduce import all_reduce_sum
 
 
 class DynamicWeightAverage(Float32Buffers, Weighting):

@@ -27,9 +27,9 @@ from msdlosses._formulas.saliency import (
 )
 from msdlosses._linear import Logits, map_rows
 from msdlosses._masks import any_position, intersect, mean_over_valid
+from msdlosses._reduce import all_reduce_sum
 from msdlosses._views import FULL
 from msdlosses.weighting._base import Weighting
-from msdlosses.weighting._reduce import all_reduce_sum
 from msdlosses.weighting._teacher import (
     TaskLoss,
     teacher_losses,

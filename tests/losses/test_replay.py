@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -10,23 +10,15 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn import functional as F
 from torch.testing import assert_close
+from user_losses import FunctionLoss
 
 from benchmarks.counters import peak_bytes
 from msdlosses import DistillationLoss, KDLoss, LogitMSELoss
 
 
-class DropoutLoss(LogitMSELoss):
-    """Drops logits of the student at random."""
-
-    def per_sample(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        return super().per_sample(F.dropout(student, 0.5), teacher)
+def dropout_loss(**options: Any) -> DistillationLoss:
+    """Return a loss that drops logits of the student at random."""
+    return FunctionLoss(lambda s, t, _: (F.dropout(s, 0.5) - t).square().sum(-1), **options)
 
 
 class ProjectedLoss(DistillationLoss):
@@ -51,7 +43,7 @@ class ProjectedLoss(DistillationLoss):
 def test_backward_drops_the_same_logits_as_forward(higher_order: bool) -> None:
     student = torch.randn(7, 5, requires_grad=True)
     # Each dropped logit contributes 0 to the loss, and each other one its square.
-    value = DropoutLoss(chunk_size=2, reduction="sum")(student, torch.zeros(7, 5))
+    value = dropout_loss(chunk_size=2, reduction="sum")(student, torch.zeros(7, 5))
     (gradient,) = grad(value, student, create_graph=higher_order)
     kept = gradient != 0
     assert 0 < kept.sum() < kept.numel()
@@ -61,7 +53,7 @@ def test_backward_drops_the_same_logits_as_forward(higher_order: bool) -> None:
 
 def test_backward_does_not_change_the_random_state() -> None:
     student = torch.randn(7, 5, requires_grad=True)
-    value = DropoutLoss(chunk_size=2)(student, torch.zeros(7, 5))
+    value = dropout_loss(chunk_size=2)(student, torch.zeros(7, 5))
     before = torch.get_rng_state()
     value.backward()
     assert torch.equal(torch.get_rng_state(), before)
@@ -96,28 +88,19 @@ def test_autocast_of_the_backward_pass_does_not_matter() -> None:
 
 @pytest.mark.parametrize("target_shape", [(4,), (4, 6), (4, 6, 5)])
 def test_chunks_with_a_target_of_any_leading_axes(target_shape: tuple[int, ...]) -> None:
-    class TargetLoss(LogitMSELoss):
-        rows: ClassVar[list[int]] = []
+    rows: list[int] = []
 
-        def per_sample(
-            self,
-            student: Tensor,
-            teacher: Tensor,
-            target: Tensor | None = None,
-            *,
-            valid: Tensor | None = None,
-        ) -> Tensor:
-            assert target is not None
-            self.rows.append(student[..., 0].numel())
-            scale = target.reshape(*target.shape, *(1,) * (student.ndim - target.ndim))
-            return (scale * (student - teacher)).square().sum(-1)
+    def function(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        rows.append(student[..., 0].numel())
+        scale = target.reshape(*target.shape, *(1,) * (student.ndim - target.ndim))
+        return (scale * (student - teacher)).square().sum(-1)
 
     student, teacher = torch.randn(4, 6, 5, requires_grad=True), torch.randn(4, 6, 5)
     target = torch.rand(target_shape)
-    expected = TargetLoss()(student, teacher, target)
-    TargetLoss.rows.clear()
-    value = TargetLoss(chunk_size=7)(student, teacher, target)
-    assert max(TargetLoss.rows) <= 7
+    expected = FunctionLoss(function)(student, teacher, target)
+    rows.clear()
+    value = FunctionLoss(function, chunk_size=7)(student, teacher, target)
+    assert max(rows) <= 7
     assert_close(value, expected)
     assert_close(grad(value, student), grad(expected, student))
 

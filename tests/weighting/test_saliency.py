@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from strategies import make_views
 from torch import Tensor, nn
 from torch.testing import assert_close
+from user_losses import FunctionLoss
 from weights import VIEWS, compute_weights, msd_call, scipy_kl
 
 from msdlosses import LogitMSELoss, SaliencyWeighting, modality_saliency
@@ -233,26 +234,15 @@ def test_fit_rejects_invalid_data(
 # Divergences with a chunk size
 
 
-class CountingLoss(LogitMSELoss):
-    """Records how many samples it gets at a time."""
-
-    sizes: ClassVar[list[int]] = []
-
-    def per_sample(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        self.sizes.append(len(student))
-        return super().per_sample(student, teacher)
-
-
 def test_divergence_is_computed_in_its_own_chunks() -> None:
     teacher = make_views("image", "text", samples=7).teacher
     expected = modality_saliency(teacher, divergence=LogitMSELoss())
-    CountingLoss.sizes.clear()
-    assert_close(modality_saliency(teacher, divergence=CountingLoss(chunk_size=3)), expected)
-    assert max(CountingLoss.sizes) == 3
+    sizes: list[int] = []
+
+    def function(student: Tensor, teacher: Tensor, _: Tensor | None) -> Tensor:
+        sizes.append(len(student))
+        return (student - teacher).square().sum(-1)
+
+    divergence = FunctionLoss(function, chunk_size=3)
+    assert_close(modality_saliency(teacher, divergence=divergence), expected)
+    assert max(sizes) == 3
